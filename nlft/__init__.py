@@ -1,0 +1,20 @@
+"""nlft: continual finetuning of frozen language models, with forgetting measured.
+
+`import nlft` makes nlft's pathways known to PEFT, at once if `peft` is already imported, else at the moment
+it is; until then neither torch nor peft is loaded.
+"""
+
+from __future__ import annotations
+
+import wrapt
+
+__version__ = "0.1.0"
+
+
+def _register(_peft: object) -> None:
+    from nlft.pathways.registry import register_pathways
+
+    register_pathways()
+
+
+wrapt.register_post_import_hook(_register, "peft")
