@@ -1,0 +1,220 @@
+"""The frozen base: load it, fingerprint it, find the blocks that a pathway stands beside."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nlft.config import BaseConfig
+from nlft.errors import BaseModelError
+
+ATTENTION_ARGUMENTS = {
+    "attention_mask",
+    "past_key_values",
+    "layer_past",
+    "position_embeddings",
+    "cache_params",
+    "alibi",
+}
+"""Arguments by which a module that mixes tokens gives itself away."""
+
+
+@dataclass
+class FrozenBase:
+    """A pretrained causal language model whose weights take no gradient, with its tokenizer."""
+
+    model: Any
+    """`PreTrainedModel` in eval mode."""
+    tokenizer: Any
+    name: str
+    """As given in the recipe: builtin name, path or Hub id."""
+    revision: str | None
+    """Commit of a Hub model, else None."""
+    fingerprint: str
+    """sha256 over every weight and buffer, taken before anything touched the model."""
+    names: frozenset[str]
+    """Names of the tensors behind the fingerprint."""
+    context: int
+    """Longest input in tokens."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first weight lies."""
+        return next(self.model.parameters()).device
+
+    def is_unchanged(self, model: nn.Module) -> bool:
+        """True if the base's tensors inside `model` (adapted or not) still hash to the fingerprint."""
+        return fingerprint(model, self.names) == self.fingerprint
+
+
+def load_base(config: BaseConfig) -> FrozenBase:
+    """Loads a causal language model and freezes it.
+
+    Args:
+        config: `model` is `builtin:tiny`, a directory, or a Hub id.
+
+    Raises:
+        BaseModelError: the path or id is no causal language model, or the device is not there.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    location = model_location(config.model)
+    device = choose_device(config.device)
+    options: dict[str, Any] = {
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            location, dtype=choose_dtype(config.dtype, device), **quantization(config, device), **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseModelError(
+            f"base.model: {config.model!r} could not be loaded as a causal language model: {first_line}",
+            "Give `builtin:tiny`, a directory with config.json, weights and tokenizer, or the id of a Hub model.",
+        ) from error
+    if config.quantization == "none":
+        model.to(device)
+    model.eval().requires_grad_(False)
+    names = frozenset(name for name, _ in named_tensors(model))
+    return FrozenBase(
+        model=model,
+        tokenizer=tokenizer,
+        name=config.model,
+        revision=getattr(model.config, "_commit_hash", None),
+        fingerprint=fingerprint(model, names),
+        names=names,
+        context=context_length(model),
+    )
+
+
+def model_location(name: str) -> str:
+    """Turns a builtin name into its directory; checks a path; leaves a Hub id alone."""
+    if name.startswith("builtin:"):
+        folder = resources.files("nlft") / "builtin" / name.removeprefix("builtin:")
+        if not (folder / "config.json").is_file():
+            raise BaseModelError(f"base.model: there is no built-in model {name!r}.", "The one shipped is `builtin:tiny`.")
+        return str(folder)
+    path = Path(name).expanduser()
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise BaseModelError(
+                f"base.model: {name!r} is no model: it has no config.json.",
+                "Give the directory that `save_pretrained` wrote.",
+            )
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise BaseModelError(f"base.model: there is no directory {name!r}.", "Check the path.")
+    return name
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is the first accelerator, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BaseModelError(f"base.device: {device!r} was asked for, but torch sees no GPU.", "Use `auto` or `cpu`.")
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device computes in it, else float32."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return getattr(torch, dtype)
+
+
+def quantization(config: BaseConfig, device: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a bitsandbytes base; empty for a plain one."""
+    if config.quantization == "none":
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    compute = choose_dtype("auto", device)
+    settings = (
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+        if config.quantization == "4bit"
+        else BitsAndBytesConfig(load_in_8bit=True)
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Every parameter and buffer, under the name that it had before PEFT wrapped the model."""
+    return [
+        (name.removeprefix("base_model.model.").replace(".base_layer", ""), tensor)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    ]
+
+
+def fingerprint(model: nn.Module, names: frozenset[str] | None = None) -> str:
+    """sha256 over name, dtype, shape and bytes of every weight and buffer, in order of names.
+
+    Args:
+        names: restricts the hash to these tensors, so that an adapted model can be compared with its base.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(named_tensors(model), key=lambda pair: pair[0]):
+        if names is not None and name not in names:
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def context_length(model: Any) -> int:
+    """Longest input in tokens that the model's positions allow."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048)
+
+
+def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
+    """The text decoder's list of layers and its full name.
+
+    A vision tower may hold a list of the same length, so the search starts at the decoder.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return next(name for name, other in model.named_modules() if other is module), module
+    raise BaseModelError(
+        f"No list of {depth} decoder layers was found in {type(model).__name__}.",
+        "nlft needs a decoder-only language model.",
+    )
+
+
+def find_blocks(model: Any) -> list[str]:
+    """Full names of the MLP blocks of the text decoder, in layer order.
+
+    Found by structure: of a layer's direct children, the one with the most weights among those that hold at
+    least two matrices and whose `forward` takes nothing that mixes tokens (mask, cache, positions).
+
+    Raises:
+        BaseModelError: a layer has no such child.
+    """
+    prefix, layers = decoder_layers(model)
+    names = []
+    for index, layer in enumerate(layers):
+        sizes = {
+            name: sum(p.numel() for p in child.parameters())
+            for name, child in layer.named_children()
+            if sum(p.ndim >= 2 for p in child.parameters()) >= 2
+            and not ATTENTION_ARGUMENTS & set(inspect.signature(child.forward).parameters)
+        }
+        if not sizes:
+            raise BaseModelError(
+                f"Layer {index} ({type(layer).__name__}) has no MLP block of its own that a memory can stand beside.",
+                "Name the modules by `target_modules`, or use another base.",
+            )
+        names.append(f"{prefix}.{index}.{max(sizes, key=lambda name: sizes[name])}")
+    return names
