@@ -1,0 +1,80 @@
+"""LoRA, or any other PEFT method by the fields of its own config."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import nn
+
+from nlft.base import FrozenBase
+from nlft.config import LoraConfig
+from nlft.errors import NlftError
+from nlft.methods.protocol import TaskContext, adamw
+from nlft.methods.replay import Replay
+
+
+class Lora:
+    """One PEFT adapter, trained on every task in turn."""
+
+    changes_base = False
+
+    def __init__(self, config: LoraConfig) -> None:
+        self.config = config
+        self.peft_config = build_peft_config(config.peft_type, config.peft)
+        self.replay = Replay(config.replay)
+
+    def attach(self, base: FrozenBase, seed: int) -> nn.Module:
+        """Inserts the adapter with PEFT's own initialisation, drawn from `seed`."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return get_peft_model(base.model, self.peft_config)
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> None:
+        """Starts replay."""
+        self.replay.begin_task(context)
+
+    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """AdamW over the adapter."""
+        return adamw(parameters, lr, self.config.weight_decay)
+
+    def penalty(self, model: nn.Module) -> torch.Tensor | None:
+        """The replay loss, if there is replay."""
+        return self.replay.penalty(model)
+
+    def end_task(self, model: nn.Module) -> None:
+        """Nothing to close."""
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Writes a PEFT directory."""
+        model.save_pretrained(folder)
+
+    def load(self, base: FrozenBase, folder: Path) -> nn.Module:
+        """Reads a PEFT directory, trainable."""
+        return PeftModel.from_pretrained(base.model, str(folder), is_trainable=True)
+
+
+def build_peft_config(peft_type: str, settings: dict[str, Any]) -> PeftConfig:
+    """PEFT's config object out of a recipe's fields.
+
+    Raises:
+        NlftError: PEFT has no such method, or the method has no such field.
+    """
+    known = {str(getattr(key, "value", key)): value for key, value in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if peft_type not in known:
+        raise NlftError(f"peft_type {peft_type!r} is no PEFT method.", f"PEFT has {', '.join(sorted(known))}.")
+    config_class = known[peft_type]
+    names = {field.name for field in fields(config_class)}
+    unknown = sorted(set(settings) - names)
+    if unknown:
+        raise NlftError(
+            f"{config_class.__name__} has no field {unknown[0]!r}.", f"Its fields are {', '.join(sorted(names))}."
+        )
+    try:
+        return config_class(**{"task_type": TaskType.CAUSAL_LM, **settings})
+    except (TypeError, ValueError) as error:
+        raise NlftError(f"PEFT refuses the fields of {config_class.__name__}: {error}", "Mend methods.<name>.peft.") from error

@@ -1,0 +1,72 @@
+"""What a method is: it varies the model, the parameters and the optimiser, never the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from nlft.base import FrozenBase
+from nlft.data.template import Encoded
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What a method may look at when a task begins."""
+
+    name: str
+    train: Sequence[Encoded]
+    """Rows of this task."""
+    earlier: Sequence[Encoded]
+    """Train rows of finished tasks, for calibration and replay."""
+    background: Sequence[Encoded]
+    """General text, for calibration and replay."""
+    batch_size: int
+    pad_id: int
+    seed: int
+    """Seed of everything that the method draws for this task."""
+
+
+class Method(Protocol):
+    """A way to learn tasks one after another."""
+
+    changes_base: bool
+    """True if the method trains the base's own weights."""
+
+    def attach(self, base: FrozenBase, seed: int) -> nn.Module:
+        """Makes the model that is trained out of the base; the function that it computes is still the base's."""
+        ...
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> None:
+        """Prepares the model for a task; afterwards what is trained is what has `requires_grad`."""
+        ...
+
+    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """The optimiser of one stage."""
+        ...
+
+    def penalty(self, model: nn.Module) -> torch.Tensor | None:
+        """A term added to the loss of an optimiser step, in nats per token, or None."""
+        ...
+
+    def end_task(self, model: nn.Module) -> None:
+        """Closes the task."""
+        ...
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Writes what was learned (safetensors)."""
+        ...
+
+    def load(self, base: FrozenBase, folder: Path) -> nn.Module:
+        """Reads what `save` wrote onto a fresh base."""
+        ...
+
+
+def adamw(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) in its fused form."""
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+

@@ -1,0 +1,43 @@
+"""Replay as a regulariser: rows of the past are trained on beside the new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from nlft.config import ReplayConfig
+from nlft.data.batch import Sampler, collate
+from nlft.data.template import Encoded
+from nlft.methods.protocol import TaskContext
+from nlft.ops.loss import target_loss
+
+
+class Replay:
+    """Adds the mean loss of a batch of old rows to every optimiser step; does nothing without a config."""
+
+    def __init__(self, config: ReplayConfig | None) -> None:
+        self.config = config
+        self.batches: Iterator[list[Encoded]] | None = None
+        self.pad_id = 0
+
+    def begin_task(self, context: TaskContext) -> None:
+        """Chooses the old rows; with `source: tasks` there are none in the first task."""
+        self.batches = None
+        if self.config is None:
+            return
+        rows = context.background if self.config.source == "background" else context.earlier
+        if rows:
+            size = max(1, round(self.config.ratio * context.batch_size))
+            self.batches = iter(Sampler(rows, size, context.seed))
+            self.pad_id = context.pad_id
+
+    def penalty(self, model: nn.Module) -> torch.Tensor | None:
+        """Weighted mean loss of the next old rows, nats per target token."""
+        if self.config is None or self.batches is None:
+            return None
+        device = next(model.parameters()).device
+        batch = collate(next(self.batches), self.pad_id).to(device)
+        nats = target_loss(model, batch.input_ids, batch.attention_mask, batch.labels)
+        return self.config.weight * nats / batch.n_targets

@@ -1,0 +1,153 @@
+"""The loop. One stage: a model learns one task's rows; methods never change what happens here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from torch import nn
+
+from nlft.config import TrainConfig
+from nlft.data.batch import Sampler, collate
+from nlft.data.template import Encoded
+from nlft.errors import NlftError
+from nlft.events import Events, StageLine
+from nlft.methods.protocol import Method
+from nlft.ops.loss import target_loss
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage cost."""
+
+    steps: int
+    tokens: int
+    """Input tokens that were trained on, padding apart, replay apart."""
+    seconds: float
+    trainable: int
+    """Trained parameters."""
+    final_loss: float
+    """Nats per target token, mean over the last tenth of the steps."""
+
+
+def make_accelerator(precision: str, device: torch.device) -> Accelerator:
+    """accelerate's handle on the device; bfloat16 autocast on a GPU that has it unless `precision` says otherwise."""
+    if precision == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bfloat16" if has_bf16 else "float32"
+    return Accelerator(mixed_precision="bf16" if precision == "bfloat16" else "no", cpu=device.type == "cpu")
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: str) -> float:
+    """Learning rate of a step.
+
+    Args:
+        step: from 0.
+        steps: of the stage.
+        peak: after warm-up.
+        warmup: part of the steps in which the rate rises linearly.
+        schedule: `constant`, or `linear` or `cosine` decay to zero over the rest.
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return peak * (step + 1) / (rising + 1)
+    part = (step - rising) / max(steps - rising, 1)
+    if schedule == "linear":
+        return peak * (1 - part)
+    if schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * part))
+    return peak
+
+
+def train_stage(
+    model: nn.Module,
+    method: Method,
+    rows: Sequence[Encoded],
+    config: TrainConfig,
+    *,
+    steps: int,
+    lr: float,
+    pad_id: int,
+    stage: int,
+    label: str,
+    events: Events,
+    console: Console,
+) -> StageCost:
+    """Trains `model` on one task.
+
+    The loss of an optimiser step is the sum over its target tokens divided by their number, over all
+    micro-batches and processes, so the split into micro-batches does not matter.
+
+    Args:
+        rows: encoded train rows.
+        lr: peak learning rate.
+        stage: from 1; seeds differ between stages by it, so that a stage can be repeated by itself.
+        label: of the live line.
+
+    Raises:
+        NlftError: nothing is trainable, or the loss is no longer finite.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise NlftError(f"{label}: the method left nothing to train.", "Choose another method or more layers.")
+    accelerator = make_accelerator(config.precision, trained[0].device)
+    optimizer = method.optimizer(trained, lr)
+    network = accelerator.prepare_model(model)
+    if config.gradient_checkpointing:
+        getattr(model, "gradient_checkpointing_enable")({"use_reentrant": False})  # noqa: B009
+    sampler = iter(Sampler(rows, config.batch_size, config.seeds.data + 1000 * stage))
+    world, rank = accelerator.num_processes, accelerator.process_index
+    tokens, losses, started = 0, [], time.perf_counter()
+    model.train()
+    with torch.random.fork_rng(), StageLine(console, label, steps) as line:
+        torch.manual_seed(config.seeds.dropout + 1000 * stage + rank)
+        for step in range(steps):
+            chosen = next(sampler)
+            size = config.micro_batch_size or len(chosen)
+            micro_batches = [collate(chosen[i : i + size], pad_id) for i in range(0, len(chosen), size)]
+            n_targets = sum(batch.n_targets for batch in micro_batches)
+            rate = learning_rate(step, steps, lr, config.warmup, config.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+            nats = torch.zeros((), device=accelerator.device)
+            for batch in micro_batches[rank::world]:
+                batch = batch.to(accelerator.device)
+                loss = target_loss(network, batch.input_ids, batch.attention_mask, batch.labels)
+                # Distributed training averages gradients over processes; the factor makes it a sum again.
+                accelerator.backward(loss * (world / n_targets))
+                nats += loss.detach()
+            penalty = method.penalty(network)
+            if penalty is not None:
+                accelerator.backward(penalty)
+            norm = accelerator.clip_grad_norm_(trained, config.clip)
+            mean_loss = float(accelerator.reduce(nats, "sum")) / n_targets
+            if not math.isfinite(mean_loss):
+                raise NlftError(
+                    f"{label}: the loss of step {step + 1} is {mean_loss}, so training diverged.",
+                    f"Lower the learning rate (it is {lr:g}).",
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            tokens += sum(int(batch.attention_mask.sum()) for batch in micro_batches)
+            losses.append(mean_loss)
+            line.advance(mean_loss, tokens)
+            if step % 10 == 0 or step == steps - 1:
+                events.write("step", stage=stage, step=step + 1, loss=mean_loss, lr=rate, grad_norm=float(norm), tokens=tokens)
+    accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+    model.eval()
+    tail: list[Any] = losses[-max(1, steps // 10) :]
+    return StageCost(
+        steps=steps,
+        tokens=tokens,
+        seconds=time.perf_counter() - started,
+        trainable=sum(p.numel() for p in trained),
+        final_loss=sum(tail) / len(tail),
+    )
