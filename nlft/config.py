@@ -129,12 +129,14 @@ class FullConfig(MethodFields):
     """Full finetuning: every weight of the base is trained."""
 
     kind: Literal["full"]
+    """Full finetuning."""
 
 
 class LoraConfig(MethodFields):
     """LoRA, or any other PEFT method by its own fields."""
 
     kind: Literal["lora"]
+    """LoRA or another PEFT method."""
     peft_type: str = "LORA"
     """PEFT's name of the method."""
     peft: dict[str, Any] = Field(default_factory=lambda: {"r": 8, "target_modules": "all-linear"})
@@ -145,6 +147,7 @@ class SparseMemoryConfig(MethodFields):
     """Sparse memory slots beside the MLP blocks of a frozen base."""
 
     kind: Literal["sparse_memory"]
+    """Sparse memory slots."""
     addressing: Literal["prototype", "product_key"] = "prototype"
     """How a token finds its slots: prototypes of the task's states, or product keys."""
     layers: list[int] | None = None
@@ -228,6 +231,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the recipe, and of its folder under `runs/`."""
     base: BaseConfig = BaseConfig()
+    """The frozen pretrained model."""
     tasks: list[TaskConfig] = Field(min_length=1)
     """Domains, in the order in which they are learned."""
     probes: list[ProbeConfig] = []
@@ -237,8 +241,11 @@ class Recipe(Section):
     methods: dict[str, Method] = Field(min_length=1)
     """Methods by name. `train` runs one of them, `compare` all."""
     train: TrainConfig = TrainConfig()
+    """The training loop."""
     measure: MeasureConfig = MeasureConfig()
+    """Scoring."""
     compare: CompareConfig = CompareConfig()
+    """Which runs `compare` makes."""
     out: str | None = None
     """Output folder; `runs/<name>` when empty."""
 

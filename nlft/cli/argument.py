@@ -1,0 +1,47 @@
+"""Arguments that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name (see `nlft ls`) or YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Other values for the recipe, such as train.steps=50."),
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Output folder.")]
+
+WIDTH = 140
+"""Columns of a table that goes to a file or a pipe."""
+
+
+def open_console() -> Console:
+    """Where verbs print: colours and a live line on a terminal, plain lines elsewhere."""
+    import os
+
+    from rich.console import Console
+
+    # Libraries read these when they are imported: one live line is enough.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def fresh_folder(folder: Path) -> Path:
+    """The folder itself if nothing is there, else the first free one of `folder-2`, `folder-3` …"""
+    candidate, number = folder, 2
+    while candidate.exists():
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return candidate
+
+
+def output_folder(out: Path | None, recipe_out: str | None, name: str) -> Path:
+    """`--out`, else the recipe's `out`, else `runs/<name>`."""
+    return out or Path(recipe_out or f"runs/{name}")

@@ -1,0 +1,17 @@
+"""`nlft demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nlft.cli.argument import Overrides, fresh_folder
+
+
+def demo(overrides: Overrides = None) -> None:
+    """Compare three methods on three small domains.
+
+    Writes into runs/demo, or into runs/demo-2, runs/demo-3 ... if that is there.
+    """
+    from nlft.cli.compare import run
+
+    run("demo", overrides, lambda recipe: fresh_folder(Path("runs/demo")))

@@ -1,0 +1,33 @@
+"""`nlft train`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nlft.cli.argument import Out, Overrides, RecipeName, open_console, output_folder
+
+
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    method: Annotated[str | None, typer.Option(metavar="NAME", help="Which of the recipe's methods.")] = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last complete stage in --out.")] = False,
+) -> None:
+    """Train one method on a recipe's tasks, one by one.
+
+    It is measured on every task and probe before training and after each task.
+    """
+    from nlft.cli.report import print_report
+    from nlft.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    console = open_console()
+
+    from nlft.run import run_method, single_method
+
+    _, name = single_method(loaded, method)
+    folder = output_folder(out, loaded.out, f"{loaded.name}-{name}")
+    print_report(run_method(loaded, method, folder, resume=resume, console=console), console)

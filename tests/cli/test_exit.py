@@ -1,0 +1,150 @@
+"""What the command line says and returns when something goes wrong."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+import nlft.recipes
+from nlft.cli import main
+
+RECIPE = """\
+name: small
+tasks: [{name: law, train: law.jsonl, test: law.jsonl}]
+methods: {lora: {kind: lora, lr: 1e-3}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("law.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    Path("r.yaml").write_text(RECIPE, encoding="utf-8")
+    return tmp_path
+
+
+def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    code = 0
+    try:
+        main(list(args))
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("verb", ["validate", "train", "compare", "show"])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.stepz=3", "override train.stepz=3: train.stepz: unknown key; did you mean 'steps'?"),
+        ("methods.lora.kind=lore", "allowed: full, lora, sparse_memory. Did you mean 'lora'?"),
+        ("train.steps=0", "override train.steps=0: train.steps: must be 1 or more, not 0."),
+        ("steps", "override steps: write it as key=value, for instance train.steps=50."),
+    ],
+)
+def test_a_bad_recipe_is_said_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], verb: str, override: str, said: str
+) -> None:
+    code, out, err = call(capsys, verb, "r.yaml", override)
+    assert code == 2
+    assert out == ""
+    assert said in err
+    assert "Traceback" not in err
+    assert err.endswith("Correct the recipe; nothing has run.\n")
+    assert not Path("runs").exists()
+
+
+def test_missing_data_is_said_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "validate", "r.yaml", "tasks.law.test=lew.jsonl")
+    assert code == 2
+    assert "override tasks.law.test=lew.jsonl: tasks.law.test: There is no file or directory 'lew.jsonl'." in err
+    assert "law.jsonl" in err.split("lew.jsonl'.")[1]
+    Path("law.jsonl").unlink()
+    code, _, err = call(capsys, "validate", "r.yaml")
+    assert code == 2
+    assert err.count("nlft: ") == 0
+    assert err.count("r.yaml:2: tasks.law.t") == 2
+
+
+def test_a_bad_row_and_a_missing_base_are_found_together(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt":\n', encoding="utf-8")
+    code, _, err = call(capsys, "validate", "r.yaml", "tasks.0.train=bad.jsonl", "base.model=./nowhere")
+    assert code == 2
+    assert "override base.model=./nowhere: base.model: there is no directory './nowhere'." in err
+    assert "tasks.law.train: bad.jsonl line 2 is not valid JSON" in err
+
+
+def test_validate_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "validate", "r.yaml", "methods.lora.lr=[1e-3,2e-3]", "tasks.0.seen=org/set")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[-1] == "ok"
+    assert any(line.startswith("tasks.law.train ") and "1 row of prompt/completion" in line for line in lines)
+    assert any(line.startswith("tasks.law.seen ") and "a Hub dataset, not looked up" in line for line in lines)
+    assert lines[-2].split() == ["compare", "2", "runs"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/x/y"),
+            2,
+            "No space left on the disk while writing /x/y.",
+        ),
+        (
+            ValueError("the sum is wrong\nand more"),
+            1,
+            "nlft: ValueError: the sum is wrong\nRun again with --debug",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_other_failures(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(nlft.recipes, "recipe_files", fail)
+    found, _, err = call(capsys, "ls")
+    assert found == code
+    assert said in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("args", [("--debug", "show", "nothing"), ("show", "nothing", "--debug")])
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], args: tuple[str, ...]) -> None:
+    code, _, err = call(capsys, *args)
+    assert code == 2
+    assert "Traceback" in err
+    assert "There is no recipe called 'nothing'." in err
+
+
+def test_unknown_options_and_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "train", "--nonsense")[0] == 2
+    assert call(capsys, "nonsense")[0] == 2
+    assert call(capsys, "train")[0] == 2
+
+
+def test_report_and_eval_need_results(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "report", "nowhere")
+    assert code == 2
+    assert "nowhere holds no results: there is no items.parquet." in err
+
+
+def test_train_needs_one_method(capsys: pytest.CaptureFixture[str]) -> None:
+    two = "methods.full={kind: full, lr: 1e-4}"
+    code, _, err = call(capsys, "train", "r.yaml", two)
+    assert code == 2
+    assert "--method" in err
+    code, _, err = call(capsys, "train", "r.yaml", "--method", "lorra")
+    assert code == 2
+    assert "'lorra'" in err
