@@ -47,7 +47,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build_model(family: str, seed: int = 0) -> Any:
+def build_model(family: str, seed: int = 0, **changes: Any) -> Any:
     """A random causal language model of a family: width 32, 4 layers, vocabulary 97, eval mode."""
     import torch
     import transformers
@@ -55,13 +55,13 @@ def build_model(family: str, seed: int = 0) -> Any:
     name, fields = FAMILIES[family]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**fields))
+        model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**(fields | changes)))
     return model.eval()
 
 
 @pytest.fixture
 def make_model() -> Callable[..., Any]:
-    """`make_model(family, seed=0)` builds a tiny random model."""
+    """`make_model(family, seed=0, **config)` builds a tiny random model."""
     return build_model
 
 
@@ -77,3 +77,56 @@ def shared() -> Path:
     if not (SHARED / "models" / "stories260K").is_dir():
         pytest.skip(f"no real data and model at {SHARED} (set NLFT_SHARED)")
     return SHARED
+
+
+SHORT_METHODS: dict[str, dict[str, Any]] = {
+    "full": {"kind": "full", "lr": 1e-3},
+    "lora": {"kind": "lora", "lr": 1e-2},
+    "prototype": {"kind": "sparse_memory", "lr": 0.3, "slots": 100, "kmeans_steps": 3},
+    "product_key": {
+        "kind": "sparse_memory",
+        "addressing": "product_key",
+        "lr": 0.3,
+        "slots": 100,
+        "half_keys": 16,
+        "topk": 8,
+        "kmeans_steps": 2,
+    },
+    "lora_replay": {"kind": "lora", "lr": 1e-2, "replay": {"source": "tasks", "ratio": 0.5}},
+}
+
+
+def world_rows(path: str, limit: int) -> dict[str, Any]:
+    """A data section with a few rows of the built-in world."""
+    return {"path": f"builtin:world/{path}", "limit": limit}
+
+
+def short_recipe(**changes: Any) -> Any:
+    """Two tasks of six steps on the built-in base and world, for runs that take a second."""
+    from nlft.config import Recipe
+
+    fields: dict[str, Any] = {
+        "name": "short",
+        "tasks": [
+            {
+                "name": n,
+                "train": world_rows(f"tasks/{n}/train", 64),
+                "test": world_rows(f"tasks/{n}/test", 12),
+            }
+            for n in ("people", "ships")
+        ],
+        "probes": [
+            {"name": "facts", "data": world_rows("base/probe", 24)},
+            {"name": "text", "data": world_rows("text/test", 8), "metric": "nll"},
+        ],
+        "background": world_rows("base/background-text", 200),
+        "methods": SHORT_METHODS,
+        "train": {"steps": 6, "batch_size": 8},
+    }
+    return Recipe.model_validate({**fields, **changes})
+
+
+@pytest.fixture
+def recipe() -> Callable[..., Any]:
+    """`recipe(**changes)` makes a short recipe with five methods."""
+    return short_recipe

@@ -1,0 +1,1 @@
+"""Scoring rows, and what the scores say about learning and forgetting."""
