@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from nlft.types import IGNORE
 
 
-def target_loss(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def target_loss(
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     """Summed cross entropy of the target tokens, in nats, float32.
 
     Args:

@@ -1,0 +1,170 @@
+"""Background statistics: what the base's hidden states look like where a memory will stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from nlft.errors import NlftError
+
+if TYPE_CHECKING:
+    from nlft.data.batch import Batch
+
+SHRINKAGE = 0.01
+"""Part of the average variance that is mixed into every direction's variance."""
+
+
+class Inputs(NamedTuple):
+    """The inputs of several blocks in one batch, at the same N tokens."""
+
+    states: dict[str, torch.Tensor]
+    """[N, D] float32 by block."""
+    rows: torch.Tensor
+    """[N] int64: the row of the batch that each token belongs to."""
+
+
+class _Captured(Exception):
+    """Every block has been seen; the rest of the forward pass is not needed."""
+
+
+def block_inputs(model: Any, blocks: Sequence[str], batches: Iterable[Batch], first: bool = False) -> Iterator[Inputs]:
+    """Streams the inputs of blocks, batch by batch.
+
+    Tokens that are padding are left out, and so is the first token of every row: it acts as an attention sink
+    and looks like no other. The model runs in eval mode without gradient, no further than the last block, and
+    is put back into the mode in which it was found.
+
+    Args:
+        model: a causal language model, or a PEFT model (its active adapters take part).
+        blocks: full names of modules of the base model.
+        batches: `input_ids` and `attention_mask`, each [B, T] int64; either side may be padded.
+        first: keep the first token of every row too.
+    """
+    root = model.get_base_model() if hasattr(model, "get_base_model") else model
+    modules = {name: root.get_submodule(name) for name in blocks}
+    device = root.get_input_embeddings().weight.device
+    for batch in batches:
+        ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
+        kept = mask != 0 if first else (mask != 0) & (mask.cumsum(dim=1) > 1)
+        with inference(root):
+            captured = run_until_captured(model, modules, ids, mask)
+            flat = kept.flatten()
+            states = {name: captured[name].reshape(ids.numel(), -1)[flat].float() for name in blocks}
+        yield Inputs(states, kept.nonzero()[:, 0])
+
+
+def run_until_captured(
+    model: Any, modules: dict[str, nn.Module], ids: torch.Tensor, mask: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """One forward pass, stopped as soon as every module's input is known."""
+    captured: dict[str, torch.Tensor] = {}
+
+    def hook(name: str) -> Any:
+        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            captured[name] = args[0] if args else next(iter(kwargs.values()))
+            if len(captured) == len(modules):
+                raise _Captured
+
+        return note
+
+    handles = [module.register_forward_pre_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
+    try:
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+    except _Captured:
+        return captured
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = sorted(set(modules) - set(captured))
+    raise NlftError(f"The block {missing[0]!r} took no part in the forward pass.", "Leave its layer out.")
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradient; every module's own mode is restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class Moments:
+    """Count, mean and covariance of a stream in float64, merged by blocks (Chan, Golub & LeVeque 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(0, dtype=torch.float64)
+        self.scatter = torch.zeros(0, dtype=torch.float64)
+
+    def add(self, states: torch.Tensor) -> None:
+        """Takes in states [N, D]; N may be 0."""
+        if not len(states):
+            return
+        states = states.double()
+        mean = states.mean(dim=0)
+        centred = states - mean
+        scatter = centred.T @ centred
+        if not self.count:
+            self.count, self.mean, self.scatter = len(states), mean, scatter
+            return
+        total = self.count + len(states)
+        shift = mean - self.mean
+        self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.count * len(states) / total)
+        self.mean = self.mean + shift * (len(states) / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """[D, D] float64, divided by the count."""
+        return self.scatter / max(1, self.count)
+
+
+def whitener(moments: Moments, shrinkage: float = SHRINKAGE) -> torch.Tensor:
+    """Projection onto the principal directions, scaled to unit variance.
+
+    The covariance is shrunk towards a multiple of the identity, `(1 - a) C + a tr(C) / D I` (Ledoit & Wolf
+    2004, with a fixed), so that directions that the sample hardly shows are not blown up and fewer states
+    than dimensions do no harm.
+
+    Args:
+        moments: of at least one state.
+        shrinkage: a, above 0 and at most 1.
+
+    Returns:
+        [D, D] float32, directions by falling variance; each direction's largest entry is positive.
+    """
+    covariance = moments.covariance
+    size = len(covariance)
+    average = covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    identity = torch.eye(size, dtype=torch.float64, device=covariance.device)
+    variances, directions = torch.linalg.eigh((1 - shrinkage) * covariance + shrinkage * average * identity)
+    variances, directions = variances.flip(0), directions.flip(1)
+    signs = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True)).sign()
+    return (directions * signs / variances.sqrt()).float()
+
+
+def calibrate_base(
+    model: Any, blocks: Sequence[str], batches: Iterable[Batch]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Mean [D] and whitener [D, D] of the input of every block, float32, on the model's device.
+
+    Raises:
+        NlftError: the batches hold no token after the first of a row.
+    """
+    moments = {name: Moments() for name in blocks}
+    for inputs in block_inputs(model, blocks, batches):
+        for name, states in inputs.states.items():
+            moments[name].add(states)
+    if not all(one.count for one in moments.values()):
+        raise NlftError(
+            "The background holds no token to calibrate on.", "Give `background` rows of at least two tokens."
+        )
+    return {name: (one.mean.float(), whitener(one)) for name, one in moments.items()}

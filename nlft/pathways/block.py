@@ -1,0 +1,187 @@
+"""What every pathway shares: a wrapped MLP block, and the PEFT tuner that puts it in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+
+from nlft.base import find_blocks
+from nlft.errors import NlftError
+
+NO_MERGE = (
+    "A memory is no linear map, so it cannot be merged into the base's weights. "
+    "Keep the adapter beside the base, or call `unload()` to get the base back."
+)
+
+
+class PathwayLayer(nn.Module, BaseTunerLayer):
+    """An MLP block with memories beside it: `y = mlp(x) + sum of memory(x)` over the active adapters.
+
+    The block is kept whole as `base_layer`, so its kind (dense, mixture of experts, quantised) does not
+    matter; a tuple that it returns, and further arguments that it takes, pass through.
+
+    A subclass names the ModuleDict of its memories in `adapter_layer_names` and builds one in `make_core`. A
+    core maps [..., D] to [..., D] float32. What must never be trained is a buffer of the core, since PEFT
+    turns gradients of every parameter on when an adapter is activated.
+    """
+
+    def __init__(self, base_layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.width = width
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter: str | list[str] = []
+        setattr(self, self.adapter_layer_names[0], nn.ModuleDict())
+
+    @property
+    def cores(self) -> nn.ModuleDict:
+        """The memories by adapter."""
+        return getattr(self, self.adapter_layer_names[0])
+
+    def make_core(self, config: Any) -> nn.Module:
+        """A memory as its config describes it."""
+        raise NotImplementedError
+
+    def update_layer(self, adapter_name: str, config: PeftConfig) -> None:
+        """Adds an adapter."""
+        self.cores[adapter_name] = self.make_core(config)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, None]:
+        # A block has no `weight` to ask. No dtype: memories stay float32 whatever the base is.
+        return next((tensor.device for tensor in base_layer.parameters()), None), None
+
+    def __getattr__(self, name: str) -> Any:
+        # `layer.mlp.gate_proj` must go on working.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refuses."""
+        raise NotImplementedError(NO_MERGE)
+
+    def unmerge(self) -> None:
+        """Nothing is ever merged."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's output with the active memories added; writes no state."""
+        active = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.cores]
+        x = args[0] if args else next(iter(kwargs.values()))
+        # Before the block, which may write into its input.
+        added = [self.cores[name](x) for name in active]
+        output = self.base_layer(*args, **kwargs)
+        if not added:
+            return output
+        y, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
+        for memory in added:
+            y = y + memory.to(y.dtype).view_as(y)
+        return y if rest is None else (y, *rest)
+
+
+class PathwayModel(BaseTuner):
+    """PEFT tuner that wraps MLP blocks; a subclass sets `prefix` and `tuner_layer_cls`."""
+
+    tuner_layer_cls: type[PathwayLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
+        if peft_config.target_modules is None:
+            peft_config.target_modules = chosen_blocks(find_blocks(self.model), peft_config.layers_to_transform)
+        return peft_config
+
+    def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **optional: Any,
+    ) -> None:
+        if isinstance(target, self.tuner_layer_cls):
+            target.update_layer(adapter_name, peft_config)
+            return
+        width = self.model.config.get_text_config().hidden_size
+        layer = self.tuner_layer_cls(target, width)
+        layer._active_adapter = self.active_adapters
+        layer.update_layer(adapter_name, peft_config)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(new_module, PathwayLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            # PEFT would hand over `child.weight`, which a block does not have.
+            setattr(parent, child_name, new_module)
+
+    def _check_merge_allowed(self) -> None:
+        raise NotImplementedError(NO_MERGE)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise NlftError(
+                "`adapter_names` (an adapter for each row) is not supported by memories.",
+                "Use `set_adapter`.",
+            )
+        yield
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        # PEFT has dropped every key with another adapter's name anywhere in it, and "0" is the name of a
+        # layer too.
+        every = {**model.state_dict(), **state_dict}
+        wanted = tuple(
+            f"{name}.{module.adapter_layer_names[0]}.{adapter_name}."
+            for name, module in model.named_modules()
+            if isinstance(module, cls.tuner_layer_cls)
+        )
+        return {key: tensor for key, tensor in every.items() if key.startswith(wanted)}
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # PEFT looks for the name in the last two places of a key; a core's tensors lie deeper.
+        for attribute in cls.tuner_layer_cls.adapter_layer_names:
+            head, found, tail = key.partition(f".{attribute}.{adapter_name}.")
+            if found:
+                return f"{head}.{attribute}.{tail}"
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def chosen_blocks(blocks: list[str], layers: list[int] | int | None) -> set[str]:
+    """Names of the blocks of the chosen layers; of all layers when None.
+
+    Raises:
+        NlftError: the base has no such layer.
+    """
+    if layers is None:
+        return set(blocks)
+    indices = [layers] if isinstance(layers, int) else layers
+    beyond = [index for index in indices if not 0 <= index < len(blocks)]
+    if beyond or not indices:
+        raise NlftError(
+            f"layers: {indices} names layer {beyond[0]}, but the base has layers 0 to {len(blocks) - 1}."
+            if beyond
+            else "layers: no layer is named.",
+            f"Choose from 0 to {len(blocks) - 1}.",
+        )
+    return {blocks[index] for index in indices}

@@ -1,0 +1,163 @@
+"""The memory itself, and the block that carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import nn
+
+from nlft.ops.keys import whitened
+from nlft.ops.slots import half_scores, product_read, product_topk, prototype_scores
+from nlft.pathways.block import PathwayLayer
+from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
+
+LARGEST_KEY_WIDTH = 256
+"""Leading directions kept by default; more would make the stored whitener the bulk of an adapter."""
+
+
+class TaskSlots(nn.Module):
+    """The slots of one task: what addresses them (buffers) and their values [M, D].
+
+    The values are a parameter while the task is trained and a buffer afterwards, so that nothing can train
+    them again.
+    """
+
+    keys: torch.Tensor
+    thresholds: torch.Tensor
+    rows: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, address: dict[str, torch.Tensor], values: torch.Tensor, trainable: bool) -> None:
+        super().__init__()
+        for name, tensor in address.items():
+            self.register_buffer(name, tensor)
+        if trainable:
+            self.values = nn.Parameter(values)
+        else:
+            self.register_buffer("values", values)
+
+    def freeze(self) -> None:
+        """Turns the values into a buffer under the same name."""
+        values = self.values.detach()
+        del self.values
+        self.register_buffer("values", values)
+
+
+class SparseMemory(nn.Module):
+    """The memory of one adapter at one block: [..., D] to [..., D] float32.
+
+    Every task has slots of its own and the memory adds up what they say, so a later task can neither
+    overwrite an earlier one nor change the order of its sums: outputs of finished tasks stay bit-equal.
+
+    Routing (whitening, keys, thresholds) takes no gradient: the memory trains values only, and no gradient
+    flows through it into lower layers.
+
+    Buffers: `mean` [D], `whitener` [D, K]; with product keys also `rotations` [H, K, 2 * K_half] and
+    `half_keys` [H, 2, n, K_half]. Slots of a task: prototype `keys` [M, K] and `thresholds` [M]; product key
+    `rows` [M] int64.
+    """
+
+    mean: torch.Tensor
+    whitener: torch.Tensor
+    rotations: torch.Tensor
+    half_keys: torch.Tensor
+
+    def __init__(self, width: int, config: SparseMemoryPeftConfig) -> None:
+        super().__init__()
+        self.width = width
+        self.key_width = min(width, config.key_width or LARGEST_KEY_WIDTH)
+        self.addressing = config.addressing
+        self.topk, self.temperature = config.topk, config.temperature
+        self.init_weights = config.init_weights
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("whitener", torch.eye(width, self.key_width))
+        if self.addressing == "product_key":
+            half = self.key_width // 2
+            self.register_buffer("rotations", torch.zeros(config.heads, self.key_width, 2 * half))
+            self.register_buffer("half_keys", torch.zeros(config.heads, 2, config.half_keys, half))
+        self.tasks = nn.ModuleList()
+        for name, slots in config.tasks.items():
+            self.add_task(self.blank_address(slots), trainable=name == config.active_task)
+
+    def blank_address(self, slots: int) -> dict[str, torch.Tensor]:
+        """Tensors of the right shape for a checkpoint to fill."""
+        if self.addressing == "product_key":
+            return {"rows": torch.arange(slots)}
+        return {"keys": torch.zeros(slots, self.key_width), "thresholds": torch.ones(slots)}
+
+    def begin_task(self, **address: torch.Tensor) -> None:
+        """Adds the slots of a new task, with values to train that are zero.
+
+        Args:
+            **address: `keys` [M, K] and `thresholds` [M], or `rows` [M] int64 in rising order.
+        """
+        self.add_task(address, trainable=True)
+
+    def add_task(self, address: Mapping[str, torch.Tensor], trainable: bool) -> None:
+        """Adds slots with values that are zero."""
+        slots = len(next(iter(address.values())))
+        values = torch.zeros(slots, self.width) if self.init_weights else torch.randn(slots, self.width)
+        device = self.mean.device
+        tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in address.items()}
+        self.tasks.append(TaskSlots(tensors, values.to(device), trainable))
+
+    def end_task(self) -> None:
+        """Freezes the values of the newest task; the output stays bit-equal."""
+        self.newest.freeze()
+
+    @property
+    def newest(self) -> TaskSlots:
+        """Slots of the task that came last."""
+        return self.task_slots[-1]
+
+    @property
+    def task_slots(self) -> list[TaskSlots]:
+        """Slots by task, in the order of learning."""
+        return cast("list[TaskSlots]", list(self.tasks))
+
+    @torch.no_grad()
+    def queries(self, x: torch.Tensor) -> torch.Tensor:
+        """Block inputs [N, D] to whitened queries [N, K] of length 1."""
+        return whitened(x.to(self.mean.dtype), self.mean, self.whitener)
+
+    @torch.no_grad()
+    def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Product keys: the slots [N, H * topk] int64 that block inputs [N, D] read, and their weights."""
+        scores, slots = product_topk(half_scores(self.queries(x), self.rotations, self.half_keys), self.topk)
+        # The mean of both halves is the cosine of the whole key.
+        weights = torch.softmax(self.temperature / 2 * scores, dim=-1)
+        return slots.flatten(1), weights.flatten(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum over tasks of what their slots add at each token; exactly zero where no slot is read."""
+        # Autocast would round the queries and move them across thresholds.
+        with torch.autocast(x.device.type, enabled=False):
+            flat = x.detach().reshape(-1, self.width)
+            output = torch.zeros(flat.shape, dtype=self.mean.dtype, device=x.device)
+            if not len(self.tasks):
+                return output.view(x.shape)
+            routed = self.queries(flat) if self.addressing == "prototype" else self.route(flat)
+            for task in self.task_slots:
+                output = output + self.read(task, routed)
+            return output.view(x.shape)
+
+    def read(self, task: TaskSlots, routed: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """What one task's slots add, [N, D]."""
+        if isinstance(routed, tuple):
+            slots, weights = routed
+            return product_read(slots, weights, task.rows, task.values)
+        with torch.no_grad():
+            scores = prototype_scores(routed, task.keys, task.thresholds)
+        return scores.to(task.values.dtype) @ task.values
+
+
+class SparseMemoryLayer(PathwayLayer):
+    """An MLP block with sparse memories beside it."""
+
+    adapter_layer_names = ("nlft_sparse_memory_core",)
+
+    def make_core(self, config: SparseMemoryPeftConfig) -> SparseMemory:  # pyright: ignore
+        """A memory with the tasks that the config lists."""
+        return SparseMemory(self.width, config)

@@ -1,0 +1,124 @@
+"""Tiny random models of many families, rows to feed them, and a memory beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from peft import get_peft_model
+
+from nlft.calibrate import calibrate_base
+from nlft.data.batch import Batch
+from nlft.pathways.sparse_memory.addressing import (
+    product_key_half_keys,
+    product_key_rows,
+    prototype_addresses,
+)
+from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
+from nlft.pathways.sparse_memory.model import begin_task, end_task, memories, set_half_keys, set_statistics
+from nlft.types import IGNORE
+
+TOKENS: dict[str, Any] = dict(vocab_size=97, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+SMALL: dict[str, Any] = dict(
+    **TOKENS,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+)
+GROUPED = {**SMALL, "num_key_value_heads": 2}
+EXPERTS = {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", GROUPED),
+    "qwen2": ("Qwen2Config", GROUPED),
+    "mistral": ("MistralConfig", GROUPED),
+    "gemma2": ("Gemma2Config", {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8}),
+    "gpt2": ("GPT2Config", dict(**TOKENS, n_embd=32, n_layer=4, n_head=4, n_positions=64)),
+    "gpt_neox": ("GPTNeoXConfig", SMALL),
+    "phi": ("PhiConfig", GROUPED),
+    "mixtral": ("MixtralConfig", EXPERTS),
+    "gpt_oss": ("GptOssConfig", {**EXPERTS, "head_dim": 8, "layer_types": ["full_attention"] * 4}),
+    "bloom": ("BloomConfig", dict(**TOKENS, hidden_size=32, n_layer=4, n_head=4)),
+}
+
+
+def build(family: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A random model of a family, the same at every call."""
+    name, fields = FAMILIES[family]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**fields))
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:  # away from the default scale, at which nothing tells tokens apart
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def batch(rows: int, tokens: int, seed: int, low: int = 3, high: int = 97) -> Batch:
+    """Rows of random tokens between `low` and `high`, right padded, of three lengths."""
+    ids = torch.randint(low, high, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        mask[row, tokens - row % 3 :] = 0
+    return Batch(ids * mask, mask, ids.masked_fill(mask == 0, IGNORE))
+
+
+BACKGROUND = [batch(6, 12, seed, high=60) for seed in (1, 2)]
+TASKS = {"first task": [batch(5, 10, 3, low=60, high=80)], "second.task": [batch(5, 11, 4, low=78)]}
+
+
+def settings(addressing: str, **fields: Any) -> SparseMemoryPeftConfig:
+    small = dict(slots=12, half_keys=6, heads=2, topk=3, layers_to_transform=[1, 2], task_type="CAUSAL_LM")
+    return SparseMemoryPeftConfig(addressing=addressing, **{**small, **fields})  # pyright: ignore
+
+
+def adapt(model: Any, addressing: str, adapter: str = "default", **fields: Any) -> Any:
+    """A PEFT model with calibrated memories at two layers and no task."""
+    adapted = get_peft_model(model, settings(addressing, **fields), adapter_name=adapter)
+    calibrate(adapted)
+    return adapted.eval()
+
+
+def calibrate(adapted: Any) -> None:
+    set_statistics(adapted, calibrate_base(adapted, list(memories(adapted)), BACKGROUND))
+    if adapted.active_peft_config.addressing == "product_key":
+        set_half_keys(adapted, product_key_half_keys(adapted, BACKGROUND, kmeans_steps=3))
+
+
+def begin(adapted: Any, name: str, earlier: tuple[str, ...] = ()) -> None:
+    """Opens a task of `TASKS`."""
+    rows = [one for before in earlier for one in TASKS[before]]
+    if adapted.active_peft_config.addressing == "product_key":
+        addresses: Any = product_key_rows(adapted, TASKS[name], BACKGROUND, slots=12)
+    else:
+        addresses = prototype_addresses(adapted, TASKS[name], BACKGROUND, rows, slots=12, kmeans_steps=3)
+    begin_task(adapted, name, addresses)
+
+
+def loss(model: Any, rows: Batch) -> torch.Tensor:
+    """Mean cross entropy of every next token that is no padding."""
+    return model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, labels=rows.labels).loss
+
+
+def train(adapted: Any, name: str, steps: int = 2, lr: float = 0.5) -> None:
+    """AdamW on whatever is trainable."""
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(adapted, TASKS[name][0]).backward()
+        optimizer.step()
+
+
+def trained(family: str, addressing: str, **options: Any) -> Any:
+    """A model with one finished and trained task."""
+    adapted = adapt(build(family), addressing, **options)
+    begin(adapted, "first task")
+    train(adapted, "first task")
+    end_task(adapted)
+    return adapted
+
+
+@torch.no_grad()
+def logits(model: Any, rows: Batch = TASKS["first task"][0]) -> torch.Tensor:
+    return model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
