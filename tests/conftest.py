@@ -130,3 +130,62 @@ def short_recipe(**changes: Any) -> Any:
 def recipe() -> Callable[..., Any]:
     """`recipe(**changes)` makes a short recipe with five methods."""
     return short_recipe
+
+
+def plant(folder: Path, runs: list[dict[str, Any]], columns: list[tuple[str, Any, Any, str]], rows: int = 20) -> Path:
+    """Writes a result folder whose matrices are known.
+
+    A run holds `matrix` [S+1][J] and any column of `runs.parquet`; columns are (name, role, split, metric). The first
+    `score * rows` items of a bounded metric are right; a likelihood's items lie evenly around the score and weigh
+    1, 2, 3 … tokens, the heavier ones nearer to it, so that only the weighted mean is the score.
+    """
+    import yaml
+
+    from nlft.measure.items import write_items, write_runs
+    from nlft.types import Item
+
+    def values(score: float, metric: str) -> list[tuple[float, float]]:
+        if metric in ("exact_match", "accuracy", "f1"):
+            return [(float(i < round(score * rows)), 1.0) for i in range(rows)]
+        return [(score + (1 if i % 2 else -1) * 0.1 / (i // 2 + 1), float(i // 2 + 1)) for i in range(rows)]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = [name for name, role, split, _ in columns if (role, split) == ("task", "test")]
+    for number, run in enumerate(runs):
+        run = {"run_id": f"run{number}", "lr": 0.1, "seed": 0, "status": "ok", "order": tasks, **run}
+        run.setdefault("kind", run["method"])
+        items = [
+            Item(
+                stage,
+                "base" if stage == 0 else "on",
+                name if split == "test" else f"{name}/{split}",
+                role,
+                split,
+                kind,
+                f"{name}{i}",
+                f"{name}{i}",
+                value,
+                weight,
+                "",
+            )
+            for stage, scores in enumerate(run.pop("matrix", []))
+            for (name, role, split, metric), score in zip(columns, scores, strict=True)
+            for i, pair in enumerate(values(score, metric))
+            # A second metric that must not be mistaken for the first.
+            for kind, value, weight in [(metric, *pair), (f"{metric}_twin", 77.0, 1.0)]
+        ]
+        write_items(folder / "items.parquet", run["run_id"], items)
+        write_runs(folder / "runs.parquet", [run])
+    entries = {
+        role: [{"name": n, "metric": m} for n, r, s, m in columns if (r, s) == (role, "test")]
+        for role in ("task", "probe")
+    }
+    config = {"name": "planted", "tasks": entries["task"], "probes": entries["probe"]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Callable[..., Path]:
+    """`planted(runs, columns, rows=20)` writes a result folder with known matrices and gives it."""
+    return lambda runs, columns, rows=20: plant(tmp_path / "planted", runs, columns, rows)

@@ -1,0 +1,145 @@
+"""A comparison: methods × learning rates × seeds × orders, each a run of its own on the same rows."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from nlft.base import load_base
+from nlft.config import Recipe
+from nlft.data.domain import Domains, load_domains, overlaps
+from nlft.errors import CheckpointError, NlftError
+from nlft.measure.items import join_results
+from nlft.methods import build_method
+from nlft.prepare import prepare
+from nlft.recipes import dump_recipe
+from nlft.report import write_report
+from nlft.run import measure, run_method, write_text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison."""
+
+    name: str
+    method: str
+    recipe: Recipe
+    """The recipe with this method, learning rate, seed and order alone."""
+
+
+def plan_cells(recipe: Recipe) -> list[Cell]:
+    """Every run of a comparison, in a fixed order."""
+    cells = []
+    orders = recipe.compare.orders or [[task.name for task in recipe.tasks]]
+    tasks = {task.name: task for task in recipe.tasks}
+    for number, order in enumerate(orders):
+        for seed in recipe.compare.seeds:
+            for method, config in recipe.methods.items():
+                for lr in config.lrs:
+                    seeds = recipe.train.seeds
+                    moved = {field: getattr(seeds, field) + seed for field in type(seeds).model_fields}
+                    update = {
+                        "tasks": [tasks[name] for name in order],
+                        "methods": {method: config.model_copy(update={"lr": lr})},
+                        "train": recipe.train.model_copy(update={"seeds": seeds.model_copy(update=moved)}),
+                    }
+                    name = f"{method}-lr{lr:g}-seed{seed}-order{number}".replace(" ", "_")
+                    cells.append(Cell(name, method, recipe.model_copy(update=update)))
+    return cells
+
+
+def compare(recipe: Recipe, out: Path, *, console: Console | None = None) -> Path:
+    """Runs every cell of a comparison and writes one report over all.
+
+    Finished cells of an earlier, interrupted call are not run again. A cell that fails (a diverged run) is
+    recorded with its reason and does not stop the others.
+
+    Raises:
+        NlftError: the folder holds another comparison, or no cell can run.
+    """
+    console = console or Console(quiet=True)
+    config = out / "config.yaml"
+    if out.exists() and any(out.iterdir()) and (not config.is_file() or config.read_text() != dump_recipe(recipe)):
+        raise NlftError(f"{out} holds another run or comparison.", "Give another folder with --out.")
+    domains = load_domains(recipe)
+    for line in (*domains.descriptions, *overlaps(domains)):
+        console.print(line, style="dim", markup=False, highlight=False)
+    for method in recipe.methods.values():
+        build_method(method)
+    base = load_base(recipe.base)
+    prepared = prepare(recipe, domains, base)
+    cells = plan_cells(recipe)
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(config, dump_recipe(recipe))
+    console.print(
+        f"{len(cells)} runs of {len(recipe.tasks)} tasks on {base.name} "
+        f"({sum(p.numel() for p in base.model.parameters()):,} parameters, context {base.context}).",
+        highlight=False,
+    )
+    base_items = measure(base.model, base, recipe, prepared, 0, "base")
+    float32 = base.model.dtype.itemsize == 4
+    failures = {}
+    for number, cell in enumerate(cells, start=1):
+        folder = out / "cells" / cell.name
+        if (folder / "runs.parquet").is_file():
+            console.print(f"[{number}/{len(cells)}] {cell.name}: done before.", markup=False, highlight=False)
+            continue
+        console.print(f"[{number}/{len(cells)}] {cell.name}", markup=False, highlight=False)
+        # Full finetuning computes in float32, so its base row is the shared one only if that was float32 too.
+        shared = base_items if float32 or recipe.methods[cell.method].kind != "full" else None
+        try:
+            run_cell(cell, folder, domains, shared, console)
+        except CheckpointError:
+            raise
+        except NlftError as error:
+            console.print(f"{cell.name} failed: {error}", style="red", markup=False, highlight=False)
+            failures[cell.name] = failed_row(cell, str(error), base.name, base.fingerprint)
+    join_results(
+        out,
+        [out / "cells" / cell.name for cell in cells if cell.name not in failures],
+        list(failures.values()),
+    )
+    write_report(out)
+    return out
+
+
+def run_cell(cell: Cell, folder: Path, domains: Domains, base_items: list | None, console: Console) -> None:
+    """Runs one cell, going on where an interrupted call stopped."""
+    resume = (folder / "stages" / "0" / "stage.json").is_file()
+    if folder.exists() and not resume:
+        shutil.rmtree(folder)
+    order = [task.name for task in cell.recipe.tasks]
+    run_method(
+        cell.recipe,
+        cell.method,
+        folder,
+        resume=resume,
+        console=console,
+        domains=domains.in_order(order),
+        base_items=base_items,
+        keep_stages=False,
+        report=False,
+    )
+
+
+def failed_row(cell: Cell, reason: str, base_model: str, base_sha256: str) -> dict:
+    """The row of `runs.parquet` of a cell that failed; what was not measured is null."""
+    config = cell.recipe.methods[cell.method]
+    return {
+        "run_id": cell.name,
+        "method": cell.method,
+        "kind": config.kind,
+        "lr": config.lrs[0],
+        "seed": cell.recipe.train.seeds.data,
+        "order": [task.name for task in cell.recipe.tasks],
+        "base_model": base_model,
+        "base_sha256": base_sha256,
+        "config": config.model_dump_json(),
+        "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "status": f"failed: {reason}",
+    }

@@ -1,0 +1,74 @@
+"""Everything that can fail before a run starts: rows are read, tokenised and checked, and nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nlft.base import FrozenBase
+from nlft.config import DataConfig, Recipe
+from nlft.data.domain import Domains
+from nlft.data.template import Encoded, TooLong, encode_rows, pad_id
+from nlft.errors import DataError, NlftError, RecipeError
+from nlft.types import Row
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The rows of a recipe, tokenised for one base."""
+
+    domains: Domains
+    train: dict[str, list[Encoded]]
+    """Train rows by task."""
+    background: list[Encoded]
+    too_long: dict[str, TooLong]
+    """What to do with an overlong row, by column."""
+    max_length: int
+    """Longest row in tokens."""
+    pad_id: int
+
+
+def prepare(recipe: Recipe, domains: Domains, base: FrozenBase) -> Prepared:
+    """Tokenises the rows of a recipe.
+
+    Raises:
+        RecipeError: with every unusable source; DataError if there is only one.
+    """
+    longest = min(recipe.train.max_length or base.context, base.context)
+    problems: list[NlftError] = []
+
+    def encode(rows: tuple[Row, ...], config: DataConfig, where: str) -> list[Encoded]:
+        try:
+            encoded = encode_rows(rows, base.tokenizer, longest, config.too_long)
+        except NlftError as error:
+            problems.append(error)
+            return []
+        if not encoded:
+            problems.append(DataError(f"{where} has no rows.", "Give a source with at least one row."))
+        return encoded
+
+    entries = {task.name: task for task in recipe.tasks}
+    train = {
+        task.name: encode(task.train, entries[task.name].train, f"tasks.{task.name}.train") for task in domains.tasks
+    }
+    too_long: dict[str, TooLong] = {}
+    for evaluation in domains.evaluations:
+        config, where = evaluation_config(recipe, evaluation.name, evaluation.split)
+        too_long[evaluation.column] = config.too_long
+        encode(evaluation.rows, config, where)
+    background = encode(domains.background, recipe.background, "background") if recipe.background else []
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise RecipeError([str(problem) for problem in problems])
+    return Prepared(domains, train, background, too_long, longest, pad_id(base.tokenizer))
+
+
+def evaluation_config(recipe: Recipe, name: str, split: str) -> tuple[DataConfig, str]:
+    """The data section behind an evaluation, and its dotted key."""
+    for task in recipe.tasks:
+        if task.name == name:
+            if split == "seen" and task.seen is not None:
+                return task.seen, f"tasks.{name}.seen"
+            return task.test, f"tasks.{name}.test"
+    probe = next(probe for probe in recipe.probes if probe.name == name)
+    return probe.data, f"probes.{name}.data"

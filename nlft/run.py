@@ -1,0 +1,256 @@
+"""A run: one method learns the tasks of a recipe one after another, and is measured after each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nlft.base import FrozenBase, load_base
+from nlft.checkpoint import disk_error, finished_stages, write_folder
+from nlft.config import Recipe
+from nlft.data.domain import Domains, load_domains, overlaps
+from nlft.errors import NlftError
+from nlft.events import Events
+from nlft.measure.items import read_items, write_items, write_runs
+from nlft.measure.score import score
+from nlft.methods import build_method
+from nlft.methods.protocol import TaskContext
+from nlft.prepare import Prepared, prepare
+from nlft.recipes import dump_recipe
+from nlft.report import write_report
+from nlft.train import StageCost, train_stage
+from nlft.types import Condition, Item
+from nlft.witness import describe_run, logits_digest, off_digest, stored_bytes
+
+
+def run_method(
+    recipe: Recipe,
+    method: str | None,
+    out: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    domains: Domains | None = None,
+    base_items: list[Item] | None = None,
+    keep_stages: bool = True,
+    report: bool = True,
+) -> Path:
+    """Trains and measures one method of a recipe.
+
+    Args:
+        recipe: the recipe; only `method` of its methods is run.
+        method: name of the method; may be None if the recipe has one.
+        out: result folder; must not hold another run.
+        resume: go on after the last complete stage of the same run in `out`.
+        domains: rows already read (a comparison reads them once).
+        base_items: scores of the base already taken on these rows.
+        keep_stages: keep the checkpoint of every stage; else only the final adapter.
+        report: write summary, report and figures.
+
+    Returns:
+        The result folder.
+
+    Raises:
+        NlftError: anything a user can mend; found before training wherever possible.
+    """
+    console = console or Console(quiet=True)
+    recipe, name = single_method(recipe, method)
+    check_folder(out, recipe, resume)
+    started = time.perf_counter()
+    if domains is None:
+        domains = load_domains(recipe)
+        for line in (*domains.descriptions, *overlaps(domains)):
+            console.print(line, style="dim", markup=False, highlight=False)
+    learner = build_method(recipe.methods[name])
+    base = load_base(recipe.base)
+    prepared = prepare(recipe, domains, base)
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.yaml", dump_recipe(recipe))
+    events = Events(out / "events.jsonl")
+    events.write("start", method=name, base=base.name, fingerprint=base.fingerprint, resume=resume)
+    eval_s = 0.0
+
+    witness = logits_digest(base.model, base, prepared)
+    done = finished_stages(out) if resume else []
+    costs = [StageCost(**json.loads((path / "stage.json").read_text())["cost"]) for path in done]
+    if done:
+        items = [item for path in (out / "stages" / "0", *done) for item in read_stage_items(path)]
+        model = learner.load(base, done[-1] / "model")
+        console.print(f"Going on after stage {len(done)} of {len(domains.tasks)}.")
+    else:
+        begun = time.perf_counter()
+        items = base_items if base_items is not None else measure(base.model, base, recipe, prepared, 0, "base")
+        eval_s += time.perf_counter() - begun
+        save_stage(out, 0, items, {"task": "base"}, None)
+        model = learner.attach(base, recipe.train.seeds.init)
+
+    for stage, task in enumerate(domains.tasks, start=1):
+        if stage <= len(done):
+            continue
+        context = TaskContext(
+            name=task.name,
+            train=prepared.train[task.name],
+            earlier=[row for before in domains.tasks[: stage - 1] for row in prepared.train[before.name]],
+            background=prepared.background,
+            batch_size=recipe.train.batch_size,
+            pad_id=prepared.pad_id,
+            seed=recipe.train.seeds.init + 1000 * stage,
+        )
+        events.write("stage", stage=stage, task=task.name)
+        begun = time.perf_counter()
+        learner.begin_task(model, context)
+        preparing = time.perf_counter() - begun
+        cost = train_stage(
+            model,
+            learner,
+            prepared.train[task.name],
+            recipe.train,
+            steps=recipe.methods[name].steps or recipe.train.steps,
+            lr=recipe.methods[name].lrs[0],
+            pad_id=prepared.pad_id,
+            stage=stage,
+            label=f"{name}: {task.name}",
+            events=events,
+            console=console,
+        )
+        learner.end_task(model)
+        costs.append(cost)
+        begun = time.perf_counter()
+        scores = measure(model, base, recipe, prepared, stage, "on")
+        eval_s += time.perf_counter() - begun
+        items = [*items, *scores]
+        facts = {"task": task.name, "cost": asdict(cost), "prepare_s": preparing}
+        save_stage(out, stage, scores, facts, lambda folder: learner.save(model, folder / "model"))
+        events.write("measured", stage=stage, task=task.name, prepare_s=preparing, **asdict(cost))
+        console.print(
+            f"{name}: {task.name} learned in {cost.seconds:.0f} s ({cost.tokens / cost.seconds:,.0f} tok/s), "
+            f"loss {cost.final_loss:.3f}",
+            highlight=False,
+        )
+
+    unchanged = None if learner.changes_base else base.is_unchanged(model)
+    off_equals_base = None if learner.changes_base else off_digest(model, base, prepared) == witness
+    if not learner.changes_base:
+        write_folder(out / "adapter", lambda folder: learner.save(model, folder), "The adapter")
+    row = describe_run(recipe, name, base, costs, eval_s, time.perf_counter() - started)
+    row |= {
+        "run_id": out.name,
+        "base_unchanged": unchanged,
+        "off_equals_base": off_equals_base,
+        "stored_bytes": stored_bytes(out / "stages" / str(len(domains.tasks)) / "model"),
+    }
+    if not keep_stages:
+        shutil.rmtree(out / "stages")
+    try:
+        write_items(out / "items.parquet", out.name, items)
+        write_runs(out / "runs.parquet", [row])
+        if report:
+            write_report(out)
+    except OSError as error:
+        raise disk_error(error, out, "The results") from error
+    events.write("end", base_unchanged=unchanged, off_equals_base=off_equals_base)
+    if unchanged is False or off_equals_base is False:
+        raise NlftError(
+            f"The base was changed by {name!r} (weights equal: {unchanged}, off equals base: {off_equals_base}).",
+            "This is a bug in nlft or in the adapter's code; the results stand, the adapter should not be used.",
+        )
+    return out
+
+
+def measure(
+    model: Any, base: FrozenBase, recipe: Recipe, prepared: Prepared, stage: int, condition: Condition
+) -> list[Item]:
+    """Scores every evaluation of a recipe at one stage."""
+    items = []
+    for evaluation in prepared.domains.evaluations:
+        items += score(
+            model,
+            base.tokenizer,
+            evaluation,
+            stage=stage,
+            condition=condition,
+            batch_size=recipe.measure.batch_size,
+            max_length=prepared.max_length,
+            max_new_tokens=recipe.measure.max_new_tokens,
+            too_long=prepared.too_long[evaluation.column],
+        )
+    return items
+
+
+def single_method(recipe: Recipe, method: str | None) -> tuple[Recipe, str]:
+    """The recipe with one method and one learning rate.
+
+    Raises:
+        NlftError: the choice is not clear.
+    """
+    names = list(recipe.methods)
+    if method is None:
+        if len(names) > 1:
+            raise NlftError(
+                f"The recipe has {len(names)} methods: {', '.join(names)}.", "Choose one with --method NAME."
+            )
+        method = names[0]
+    if method not in recipe.methods:
+        raise NlftError(f"The recipe has no method {method!r}.", f"It has {', '.join(names)}.")
+    config = recipe.methods[method]
+    if len(config.lrs) > 1:
+        raise NlftError(
+            f"methods.{method}.lr lists {len(config.lrs)} learning rates, and one run takes one.",
+            f"Add methods.{method}.lr={config.lrs[0]:g}, or run `nlft compare`.",
+        )
+    chosen = config.model_copy(update={"lr": config.lrs[0]})
+    return recipe.model_copy(update={"methods": {method: chosen}}), method
+
+
+def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Refuses a folder that holds another run.
+
+    Raises:
+        NlftError: the folder is in use, or `resume` meets a different recipe.
+    """
+    config = out / "config.yaml"
+    if out.exists() and not out.is_dir():
+        raise NlftError(f"{out} is a file, not a folder.", "Give another folder with --out.")
+    if not resume and out.exists() and any(out.iterdir()):
+        raise NlftError(f"{out} holds another run.", "Give another folder with --out, or go on with --resume.")
+    if resume and not config.is_file():
+        raise NlftError(f"There is no run in {out} to resume: it has no config.yaml.", "Leave --resume away.")
+    if resume and config.read_text(encoding="utf-8") != dump_recipe(recipe):
+        raise NlftError(
+            f"The run in {out} was started with another recipe, method or override.",
+            f"Resume it with what {config} says, or give another folder with --out.",
+        )
+
+
+def save_stage(out: Path, stage: int, items: list[Item], facts: dict[str, Any], save: Any) -> None:
+    """Writes `stages/<n>`: the scores, the facts, and what was learned."""
+
+    def write(folder: Path) -> None:
+        if save is not None:
+            save(folder)
+        write_items(folder / "items.parquet", out.name, items)
+        (folder / "stage.json").write_text(json.dumps(facts), encoding="utf-8")
+
+    write_folder(out / "stages" / str(stage), write, f"The checkpoint of stage {stage} ({facts['task']})")
+
+
+def read_stage_items(folder: Path) -> list[Item]:
+    """Scores of one stage."""
+    return read_items(folder / "items.parquet")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise disk_error(error, path, path.name) from error
