@@ -72,7 +72,7 @@ def load_base(config: BaseConfig) -> FrozenBase:
         "trust_remote_code": config.trust_remote_code,
     }
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             location, dtype=choose_dtype(config.dtype, device), **quantization(config, device), **options
         )
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
@@ -102,7 +102,9 @@ def model_location(name: str) -> str:
     if name.startswith("builtin:"):
         folder = resources.files("nlft") / "builtin" / name.removeprefix("builtin:")
         if not (folder / "config.json").is_file():
-            raise BaseModelError(f"base.model: there is no built-in model {name!r}.", "The one shipped is `builtin:tiny`.")
+            raise BaseModelError(
+                f"base.model: there is no built-in model {name!r}.", "The one shipped is `builtin:tiny`."
+            )
         return str(folder)
     path = Path(name).expanduser()
     if path.exists():

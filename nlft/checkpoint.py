@@ -15,7 +15,7 @@ from nlft.errors import CheckpointError
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_folder(folder: Path, write: Callable[[Path], None], what: str) -> None:
+def write_folder(folder: Path, write: Callable[[Path], object], what: str) -> None:
     """Writes a folder in one step: either all of it is there afterwards, or nothing new is.
 
     Args:

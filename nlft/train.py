@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -127,7 +127,7 @@ def train_stage(
             if penalty is not None:
                 accelerator.backward(penalty)
             norm = accelerator.clip_grad_norm_(trained, config.clip)
-            mean_loss = float(accelerator.reduce(nats, "sum")) / n_targets
+            mean_loss = float(cast(torch.Tensor, accelerator.reduce(nats, "sum"))) / n_targets
             if not math.isfinite(mean_loss):
                 raise NlftError(
                     f"{label}: the loss of step {step + 1} is {mean_loss}, so training diverged.",
@@ -140,7 +140,15 @@ def train_stage(
             losses.append(mean_loss)
             line.advance(mean_loss, tokens)
             if step % 10 == 0 or step == steps - 1:
-                events.write("step", stage=stage, step=step + 1, loss=mean_loss, lr=rate, grad_norm=float(norm), tokens=tokens)
+                events.write(
+                    "step",
+                    stage=stage,
+                    step=step + 1,
+                    loss=mean_loss,
+                    lr=rate,
+                    grad_norm=float(cast(torch.Tensor, norm)),
+                    tokens=tokens,
+                )
     accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     model.eval()
     tail: list[Any] = losses[-max(1, steps // 10) :]

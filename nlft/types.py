@@ -39,7 +39,7 @@ class Row:
     gold: int | None = None
     """Index of the right choice."""
     messages: tuple[Message, ...] = ()
-    """A conversation; when set, it is rendered by the tokenizer's chat template and `prompt` and `completion` are empty."""
+    """A conversation, rendered by the tokenizer's chat template; `prompt` and `completion` are then empty."""
     join: str = ""
     """Text between prompt and completion."""
     source: str = ""

@@ -30,7 +30,12 @@ def test_blocks_are_the_mlps(make_model: Callable[..., Any], family: str) -> Non
 
 def test_no_block_is_a_sentence() -> None:
     config = OPTConfig(
-        vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
+        vocab_size=97,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
     )
     with pytest.raises(BaseModelError, match=r"Layer 0 \(OPTDecoderLayer\) has no MLP block"):
         find_blocks(OPTForCausalLM(config))

@@ -45,7 +45,7 @@ def test_rewriting_replaces(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["1", "2"])
 def test_full_disk_keeps_what_was_there(tmp_path: Path, small_disk: None, place: str) -> None:
     write_folder(tmp_path / "1", save(3.0), "A stage")
-    with pytest.raises(CheckpointError, match="Stage two could not be saved to .* disk is full") as caught:
+    with pytest.raises(CheckpointError, match=r"Stage two could not be saved to .* disk is full") as caught:
         write_folder(tmp_path / place, save(4.0, 1_000_000), "Stage two")
     assert "--resume" in caught.value.hint
     assert load_file(tmp_path / "1" / "x.safetensors")["x"].tolist() == [3.0] * 10

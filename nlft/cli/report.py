@@ -24,12 +24,17 @@ def report(
             f"{run} holds no results: there is no items.parquet.",
             "Give the folder that `nlft train` or `nlft compare` wrote.",
         )
+    from nlft.report import write_report
+
+    write_report(run)
     print_report(run, open_console())
 
 
 def print_report(folder: Path, console: Console) -> None:
-    """Write the report, print the table and say where the rest is."""
-    from nlft.report import table, write_report
+    """Print the table of a result folder and say where the rest is."""
+    import json
 
-    console.print(table(write_report(folder)))
+    from nlft.report import table
+
+    console.print(table(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, markup=False, highlight=False)

@@ -72,9 +72,12 @@ def build_peft_config(peft_type: str, settings: dict[str, Any]) -> PeftConfig:
     unknown = sorted(set(settings) - names)
     if unknown:
         raise NlftError(
-            f"{config_class.__name__} has no field {unknown[0]!r}.", f"Its fields are {', '.join(sorted(names))}."
+            f"{config_class.__name__} has no field {unknown[0]!r}.",
+            f"Its fields are {', '.join(sorted(names))}.",
         )
     try:
         return config_class(**{"task_type": TaskType.CAUSAL_LM, **settings})
     except (TypeError, ValueError) as error:
-        raise NlftError(f"PEFT refuses the fields of {config_class.__name__}: {error}", "Mend methods.<name>.peft.") from error
+        raise NlftError(
+            f"PEFT refuses the fields of {config_class.__name__}: {error}", "Mend methods.<name>.peft."
+        ) from error

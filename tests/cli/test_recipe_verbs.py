@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -86,10 +87,11 @@ def test_demo_never_writes_into_an_old_folder(
     def compare(recipe: Recipe, out: Path, *, console: object) -> Path:
         calls.append((recipe.train.steps, out))
         out.mkdir(parents=True)
+        (out / "summary.json").write_text(json.dumps({"folder": str(out)}))
         return out
 
     monkeypatch.setitem(sys.modules, "nlft.compare", types.SimpleNamespace(compare=compare))
-    report = types.SimpleNamespace(write_report=lambda folder: folder, table=lambda folder: f"table of {folder}")
+    report = types.SimpleNamespace(table=lambda summary: f"table of {summary['folder']}")
     monkeypatch.setitem(sys.modules, "nlft.report", report)
     for number in (1, 2, 3):
         code, out = call(capsys, "demo", f"train.steps={number}")
