@@ -89,9 +89,11 @@ def inference(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
+        # Not inference_mode: a buffer that a forward pass caches under it could not be trained through later.
         with torch.no_grad():
             yield
     finally:
+        # One by one, for `model.train()` would also wake parts that were in eval mode before.
         for module, mode in modes:
             module.training = mode
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from nlft.calibrate import inference
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -17,18 +19,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     The random states are those of Python, NumPy, torch's CPU and all CUDA devices.
     """
-    modes = [(module, module.training) for module in model.modules()]
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    model.eval()
     try:
-        # Not inference_mode: a buffer that a forward pass caches under it could not be trained through later.
-        with torch.no_grad():
+        with inference(model):
             yield
     finally:
-        # One by one, for `model.train()` would also wake parts that were in eval mode before.
-        for module, training in modes:
-            module.training = training
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(cpu)

@@ -14,40 +14,24 @@ from torch import nn
 from nlft.base import FrozenBase
 from nlft.config import LoraConfig
 from nlft.errors import NlftError
-from nlft.methods.protocol import TaskContext, adamw
-from nlft.methods.replay import Replay
+from nlft.methods.replay import Trainable
 
 
-class Lora:
+class Lora(Trainable):
     """One PEFT adapter, trained on every task in turn."""
 
     changes_base = False
 
     def __init__(self, config: LoraConfig) -> None:
+        super().__init__(config)
         self.config = config
         self.peft_config = build_peft_config(config.peft_type, config.peft)
-        self.replay = Replay(config.replay)
 
     def attach(self, base: FrozenBase, seed: int) -> nn.Module:
         """Inserts the adapter with PEFT's own initialisation, drawn from `seed`."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return get_peft_model(base.model, self.peft_config)
-
-    def begin_task(self, model: nn.Module, context: TaskContext) -> None:
-        """Starts replay."""
-        self.replay.begin_task(context)
-
-    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """AdamW over the adapter."""
-        return adamw(parameters, lr, self.config.weight_decay)
-
-    def penalty(self, model: nn.Module) -> torch.Tensor | None:
-        """The replay loss, if there is replay."""
-        return self.replay.penalty(model)
-
-    def end_task(self, model: nn.Module) -> None:
-        """Nothing to close."""
 
     def save(self, model: Any, folder: Path) -> None:
         """Writes a PEFT directory."""

@@ -64,8 +64,3 @@ class Method(Protocol):
     def load(self, base: FrozenBase, folder: Path) -> nn.Module:
         """Reads what `save` wrote onto a fresh base."""
         ...
-
-
-def adamw(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) in its fused form."""
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)

@@ -1,4 +1,4 @@
-"""Replay as a regulariser: rows of the past are trained on beside the new ones."""
+"""Replay as a regulariser: rows of the past are trained on beside the new ones; and what all methods share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from nlft.config import ReplayConfig
+from nlft.config import MethodFields, ReplayConfig
 from nlft.data.batch import Sampler, collate
 from nlft.data.template import Encoded
 from nlft.methods.protocol import TaskContext
@@ -41,3 +41,26 @@ class Replay:
         batch = collate(next(self.batches), self.pad_id).to(device)
         nats = target_loss(model, batch.input_ids, batch.attention_mask, batch.labels)
         return self.config.weight * nats / batch.n_targets
+
+
+class Trainable:
+    """What every method shares: AdamW over all that is trainable, and replay as its penalty."""
+
+    def __init__(self, config: MethodFields) -> None:
+        self.weight_decay = config.weight_decay
+        self.replay = Replay(config.replay)
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> None:
+        """Starts replay."""
+        self.replay.begin_task(context)
+
+    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """AdamW (Loshchilov & Hutter 2019) in its fused form."""
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=self.weight_decay, fused=True)
+
+    def penalty(self, model: nn.Module) -> torch.Tensor | None:
+        """The replay loss, if there is replay."""
+        return self.replay.penalty(model)
+
+    def end_task(self, model: nn.Module) -> None:
+        """Nothing to close."""

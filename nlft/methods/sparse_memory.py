@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, TaskType, get_peft_model
 from torch import nn
 
@@ -16,8 +15,8 @@ from nlft.calibrate import calibrate_base
 from nlft.config import SparseMemoryConfig
 from nlft.data.batch import in_batches
 from nlft.data.template import Encoded
-from nlft.methods.protocol import TaskContext, adamw
-from nlft.methods.replay import Replay
+from nlft.methods.protocol import TaskContext
+from nlft.methods.replay import Trainable
 from nlft.pathways.sparse_memory.addressing import (
     product_key_half_keys,
     product_key_rows,
@@ -36,14 +35,14 @@ CALIBRATION_BATCH = 64
 """Rows of a calibration forward pass."""
 
 
-class SparseMemory:
+class SparseMemory(Trainable):
     """Slots are placed by calibration when a task begins, trained, and frozen when it ends."""
 
     changes_base = False
 
     def __init__(self, config: SparseMemoryConfig) -> None:
+        super().__init__(config)
         self.config = config
-        self.replay = Replay(config.replay)
 
     def attach(self, base: FrozenBase, seed: int) -> nn.Module:
         """Inserts empty memories; the logits stay bit-equal to the base's."""
@@ -63,7 +62,7 @@ class SparseMemory:
 
         Statistics of the base are taken once, before the first task, when the memories are still empty.
         """
-        self.replay.begin_task(context)
+        super().begin_task(model, context)
         task, background = batches(context.train, context.pad_id), batches(context.background, context.pad_id)
         product_key = self.config.addressing == "product_key"
         peft_config: Any = model.peft_config["default"]  # pyright: ignore
@@ -85,14 +84,6 @@ class SparseMemory:
                 seed=context.seed,
             )
         begin_task(model, context.name, addresses)
-
-    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """AdamW over the task's compact rows; nothing else can move."""
-        return adamw(parameters, lr, self.config.weight_decay)
-
-    def penalty(self, model: nn.Module) -> torch.Tensor | None:
-        """The replay loss, if there is replay."""
-        return self.replay.penalty(model)
 
     def end_task(self, model: nn.Module) -> None:
         """Freezes the task's values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from peft import get_peft_model
@@ -122,3 +123,8 @@ def trained(family: str, addressing: str, **options: Any) -> Any:
 @torch.no_grad()
 def logits(model: Any, rows: Batch = TASKS["first task"][0]) -> torch.Tensor:
     return model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
+
+
+ADDRESSINGS = ("prototype", "product_key")
+both = pytest.mark.parametrize("addressing", ADDRESSINGS)
+every_family = pytest.mark.parametrize("family", FAMILIES)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from pathway_models import (
     BACKGROUND,
-    FAMILIES,
     TASKS,
     adapt,
     begin,
+    both,
     build,
+    every_family,
     logits,
     loss,
     settings,
@@ -25,10 +26,6 @@ from nlft.base import fingerprint
 from nlft.errors import NlftError
 from nlft.pathways.sparse_memory.layer import SparseMemoryLayer
 from nlft.pathways.sparse_memory.model import end_task, memories, memory_layers
-
-ADDRESSINGS = ("prototype", "product_key")
-both = pytest.mark.parametrize("addressing", ADDRESSINGS)
-every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 @both

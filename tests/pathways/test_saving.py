@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from pathway_models import (
-    FAMILIES,
     adapt,
     begin,
+    both,
     build,
     calibrate,
+    every_family,
     logits,
     settings,
     train,
@@ -22,10 +23,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from nlft.pathways.sparse_memory.model import end_task, memories
-
-ADDRESSINGS = ("prototype", "product_key")
-both = pytest.mark.parametrize("addressing", ADDRESSINGS)
-every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 @both
