@@ -16,7 +16,7 @@ from nlft.recipes import load_recipe
 from nlft.run import run_method
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()) / "run"
-recipe = load_recipe("demo", ["train.steps=100", "background.limit=1000"])
+recipe = load_recipe("demo", ["methods.sparse_memory.lr=0.3", "background.limit=1000"])
 run_method(recipe.model_copy(update={"tasks": recipe.tasks[:1], "probes": []}), "sparse_memory", out, report=False)
 
 location = model_location("builtin:tiny")

@@ -24,12 +24,15 @@ WIDTH = 140
 def open_console() -> Console:
     """Where verbs print: colours and a live line on a terminal, plain lines elsewhere."""
     import os
+    import warnings
 
     from rich.console import Console
 
     # Libraries read these when they are imported: one live line is enough.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # PEFT and accelerate still use the older of two names in transformers; a user can do nothing about it.
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
 
