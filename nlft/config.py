@@ -6,9 +6,13 @@ A recipe is one YAML file. Unknown keys are errors; every error of a recipe is r
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$"
+"""Names become columns of tables and parts of file names."""
 
 
 class Section(BaseModel):
@@ -70,7 +74,7 @@ class DataConfig(Section):
 class TaskConfig(Section):
     """One domain to learn."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$")
+    name: str = Field(pattern=NAME)
     """Name in tables and figures."""
     train: DataConfig
     """Rows to train on."""
@@ -85,7 +89,7 @@ class TaskConfig(Section):
 class ProbeConfig(Section):
     """Held-out knowledge of the base; never trained on."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$")
+    name: str = Field(pattern=NAME)
     """Name in tables and figures."""
     data: DataConfig
     """Rows to score."""
@@ -270,6 +274,8 @@ class Recipe(Section):
             if sorted(order) != sorted(tasks):
                 raise ValueError(f"compare.orders: {order} does not hold each of the tasks {tasks} once")
         for name, method in self.methods.items():
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"methods: {name!r} is no name; use letters, digits, spaces and any of _ . -")
             if self.background is None and (
                 method.kind == "sparse_memory" or (method.replay and method.replay.source == "background")
             ):

@@ -9,6 +9,7 @@ from nlft.config import DataConfig, Recipe
 from nlft.data.domain import Domains
 from nlft.data.template import Encoded, TooLong, encode_rows, pad_id
 from nlft.errors import DataError, NlftError, RecipeError
+from nlft.measure.score import check_evaluation
 from nlft.types import Row
 
 
@@ -55,6 +56,11 @@ def prepare(recipe: Recipe, domains: Domains, base: FrozenBase) -> Prepared:
         config, where = evaluation_config(recipe, evaluation.name, evaluation.split)
         too_long[evaluation.column] = config.too_long
         encode(evaluation.rows, config, where)
+        try:
+            if evaluation.rows:
+                check_evaluation(evaluation)
+        except NlftError as error:
+            problems.append(error)
     background = encode(domains.background, recipe.background, "background") if recipe.background else []
     if len(problems) == 1:
         raise problems[0]

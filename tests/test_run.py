@@ -17,6 +17,12 @@ from nlft.measure.items import read_items, read_runs
 from nlft.rescore import evaluate_run
 from nlft.run import run_method
 
+
+def world_rows(path: str, limit: int) -> dict[str, Any]:
+    """A data section with a few rows of the built-in world."""
+    return {"path": f"builtin:world/{path}", "limit": limit}
+
+
 METHODS = ("full", "lora", "prototype", "product_key", "lora_replay")
 
 
@@ -131,6 +137,12 @@ def test_resume_with_another_recipe_is_refused(recipe: Callable[..., Any], tmp_p
         ("x", {"methods": {"x": {"kind": "lora", "lr": 1, "peft": {"rank": 8}}}}, "has no field 'rank'"),
         ("lora", {"base": {"model": "builtin:none"}}, "no built-in model"),
         ("lora", {"train": {"max_length": 5}}, "more than the limit of 5"),
+        (
+            "lora",
+            {"probes": [{"name": "p", "data": world_rows("base/probe", 4), "metric": "accuracy"}]},
+            "has 0 choices",
+        ),
+        ("lora", {"probes": [{"name": "p", "data": world_rows("text/test", 4)}]}, "plain text without a prompt"),
     ],
 )
 def test_what_cannot_run_leaves_nothing(
@@ -139,6 +151,12 @@ def test_what_cannot_run_leaves_nothing(
     with pytest.raises(NlftError, match=sentence):
         run_method(recipe(**changes), method, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["../escape", "a/b", "", ".hidden"])
+def test_a_method_name_is_no_path(recipe: Callable[..., Any], name: str) -> None:
+    with pytest.raises(ValueError, match="is no name"):
+        recipe(methods={name: {"kind": "lora", "lr": 1e-3}})
 
 
 def test_all_data_errors_come_at_once(recipe: Callable[..., Any], tmp_path: Path) -> None:

@@ -86,10 +86,7 @@ def score(
         RecipeError: a metric that cannot be loaded.
     """
     rows = evaluation.rows
-    if not rows:
-        raise DataError(
-            f"{evaluation.column!r} has no rows to score.", "Check the path, `limit` and `skip` of its data."
-        )
+    check_evaluation(evaluation)
     setting = Setting(batch_size, max_length, max_new_tokens, too_long)
     with evaluating(model):
         scoring = metric_spec(evaluation.metric).scoring
@@ -116,6 +113,41 @@ def score(
         for row, item_id, of_row in zip(rows, item_ids(rows), values, strict=True)
         for value in of_row
     ]
+
+
+def check_evaluation(evaluation: Evaluation) -> None:
+    """Refuses an evaluation that its metric cannot score, before a model is asked.
+
+    Raises:
+        DataError: no rows, plain text where an answer is wanted, or rows without choices.
+        RecipeError: a metric that cannot be loaded.
+    """
+    if not evaluation.rows:
+        raise DataError(
+            f"{evaluation.column!r} has no rows to score.", "Check the path, `limit` and `skip` of its data."
+        )
+    scoring = metric_spec(evaluation.metric).scoring
+    if scoring == "generation":
+        text_scorer(evaluation.metric)
+    for row in evaluation.rows:
+        where = row.source or "A row"
+        if scoring == "generation" and not row.prompt and not row.messages:
+            raise DataError(
+                f"{where} is plain text without a prompt; {evaluation.metric!r} scores answers.",
+                "Score plain text with the metric `nll`.",
+            )
+        if scoring != "choice":
+            continue
+        if len(row.choices) < 2:
+            raise DataError(
+                f"{where} has {len(row.choices)} choices; the metric 'accuracy' chooses between two or more.",
+                "Give the row `choices` and the index of the right one, or take the metric `exact_match`.",
+            )
+        if row.gold is None or not 0 <= row.gold < len(row.choices):
+            raise DataError(
+                f"{where} has {len(row.choices)} choices and {row.gold} as the index of the right one.",
+                f"It is a whole number from 0 to {len(row.choices) - 1}.",
+            )
 
 
 def item_ids(rows: Sequence[Row]) -> list[str]:
@@ -167,12 +199,6 @@ def _whole(rows: Sequence[Row], tokenizer: Any, setting: Setting) -> list[Encode
 
 def _answer(model: Any, tokenizer: Any, rows: Sequence[Row], metric: str, setting: Setting) -> list[list[Value]]:
     scorer = text_scorer(metric)  # before the work, for it may fail
-    for row in rows:
-        if not row.prompt and not row.messages:
-            raise DataError(
-                f"{row.source or 'A row'} is plain text without a prompt; {metric!r} scores answers.",
-                "Score plain text with the metric `nll`.",
-            )
     encoded = _whole(rows, tokenizer, setting)
     prompts = [prompt_ids(one) for one in encoded]
     found = likelihoods(model, encoded, pad_id(tokenizer), setting.batch_size)
@@ -211,17 +237,6 @@ def _choose(model: Any, tokenizer: Any, rows: Sequence[Row], setting: Setting) -
     special = set(special_tokens(tokenizer))
     candidates: list[Row] = []
     for row in rows:
-        where = row.source or "A row"
-        if len(row.choices) < 2:
-            raise DataError(
-                f"{where} has {len(row.choices)} choices; the metric 'accuracy' chooses between two or more.",
-                "Give the row `choices` and the index of the right one, or take the metric `exact_match`.",
-            )
-        if row.gold is None or not 0 <= row.gold < len(row.choices):
-            raise DataError(
-                f"{where} has {len(row.choices)} choices and {row.gold} as the index of the right one.",
-                f"It is a whole number from 0 to {len(row.choices) - 1}.",
-            )
         candidates += [_with_answer(row, choice) for choice in row.choices]
     encoded = [_answer_only(one, special) for one in _whole(candidates, tokenizer, setting)]
     found = iter(likelihoods(model, encoded, pad_id(tokenizer), setting.batch_size))
