@@ -18,11 +18,6 @@ from nlft.rescore import evaluate_run
 from nlft.run import run_method
 
 
-def world_rows(path: str, limit: int) -> dict[str, Any]:
-    """A data section with a few rows of the built-in world."""
-    return {"path": f"builtin:world/{path}", "limit": limit}
-
-
 METHODS = ("full", "lora", "prototype", "product_key", "lora_replay")
 
 
@@ -139,10 +134,14 @@ def test_resume_with_another_recipe_is_refused(recipe: Callable[..., Any], tmp_p
         ("lora", {"train": {"max_length": 5}}, "more than the limit of 5"),
         (
             "lora",
-            {"probes": [{"name": "p", "data": world_rows("base/probe", 4), "metric": "accuracy"}]},
+            {"probes": [{"name": "p", "data": {"path": "builtin:world/base/probe", "limit": 4}, "metric": "accuracy"}]},
             "has 0 choices",
         ),
-        ("lora", {"probes": [{"name": "p", "data": world_rows("text/test", 4)}]}, "plain text without a prompt"),
+        (
+            "lora",
+            {"probes": [{"name": "p", "data": {"path": "builtin:world/text/test", "limit": 4}}]},
+            "plain text without a prompt",
+        ),
     ],
 )
 def test_what_cannot_run_leaves_nothing(
