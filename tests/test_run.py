@@ -17,7 +17,6 @@ from nlft.measure.items import read_items, read_runs
 from nlft.rescore import evaluate_run
 from nlft.run import run_method
 
-
 METHODS = ("full", "lora", "prototype", "product_key", "lora_replay")
 
 
