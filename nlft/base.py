@@ -7,7 +7,7 @@ import inspect
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -152,9 +152,10 @@ def quantization(config: BaseConfig, device: torch.device) -> dict[str, Any]:
 
 def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Every parameter and buffer, under the name that it had before PEFT wrapped the model."""
+    root: Any = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     return [
-        (name.removeprefix("base_model.model.").replace(".base_layer", ""), tensor)
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        (name.replace(".base_layer", "").replace(".original_module", ""), tensor)
+        for name, tensor in [*root.named_parameters(), *root.named_buffers()]
     ]
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from nlft.base import load_base
 from nlft.config import Recipe
 from nlft.data.domain import Domains, load_domains, overlaps
 from nlft.errors import CheckpointError, NlftError
-from nlft.measure.items import join_results
+from nlft.measure.items import join_results, read_runs
 from nlft.methods import build_method
 from nlft.prepare import prepare
 from nlft.recipes import dump_recipe
 from nlft.report import write_report
-from nlft.run import measure, run_method, write_text
+from nlft.run import check_inputs, measure, run_method, write_text
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ def plan_cells(recipe: Recipe) -> list[Cell]:
                     }
                     name = f"{method}-lr{lr:g}-seed{seed}-order{number}".replace(" ", "_")
                     cells.append(Cell(name, method, recipe.model_copy(update=update)))
+    names = [cell.name for cell in cells]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise NlftError(f"Two runs of the comparison would be {twice!r}.", "List every rate, seed and order once.")
     return cells
 
 
@@ -59,9 +66,9 @@ def compare(recipe: Recipe, out: Path, *, console: Console | None = None) -> Pat
     recorded with its reason and does not stop the others.
 
     Raises:
-        NlftError: the folder holds another comparison, or no cell can run.
+        NlftError: the folder holds another comparison, or one of other data or another base.
     """
-    console = console or Console(quiet=True)
+    console, out = console or Console(quiet=True), out.resolve()
     config = out / "config.yaml"
     if out.exists() and any(out.iterdir()) and (not config.is_file() or config.read_text() != dump_recipe(recipe)):
         raise NlftError(f"{out} holds another run or comparison.", "Give another folder with --out.")
@@ -73,9 +80,14 @@ def compare(recipe: Recipe, out: Path, *, console: Console | None = None) -> Pat
     base = load_base(recipe.base)
     prepared = prepare(recipe, domains, base)
     cells = plan_cells(recipe)
+    base_name, base_sha256 = base.name, base.fingerprint
 
     out.mkdir(parents=True, exist_ok=True)
+    inputs = {"base_sha256": base.fingerprint, "rows_sha256": prepared.rows_sha256}
+    if (out / "inputs.json").is_file():
+        check_inputs(out / "inputs.json", inputs)
     write_text(config, dump_recipe(recipe))
+    write_text(out / "inputs.json", json.dumps(inputs))
     console.print(
         f"{len(cells)} runs of {len(recipe.tasks)} tasks on {base.name} "
         f"({sum(p.numel() for p in base.model.parameters()):,} parameters, context {base.context}).",
@@ -83,10 +95,11 @@ def compare(recipe: Recipe, out: Path, *, console: Console | None = None) -> Pat
     )
     base_items = measure(base.model, base, recipe, prepared, 0, "base")
     float32 = base.model.dtype.itemsize == 4
+    del base, prepared
     failures = {}
     for number, cell in enumerate(cells, start=1):
         folder = out / "cells" / cell.name
-        if (folder / "runs.parquet").is_file():
+        if (folder / "runs.parquet").is_file() and read_runs(folder / "runs.parquet")[0]["status"] == "ok":
             console.print(f"[{number}/{len(cells)}] {cell.name}: done before.", markup=False, highlight=False)
             continue
         console.print(f"[{number}/{len(cells)}] {cell.name}", markup=False, highlight=False)
@@ -98,7 +111,7 @@ def compare(recipe: Recipe, out: Path, *, console: Console | None = None) -> Pat
             raise
         except NlftError as error:
             console.print(f"{cell.name} failed: {error}", style="red", markup=False, highlight=False)
-            failures[cell.name] = failed_row(cell, str(error), base.name, base.fingerprint)
+            failures[cell.name] = failed_row(cell, str(error), base_name, base_sha256)
     join_results(
         out,
         [out / "cells" / cell.name for cell in cells if cell.name not in failures],
@@ -114,17 +127,24 @@ def run_cell(cell: Cell, folder: Path, domains: Domains, base_items: list | None
     if folder.exists() and not resume:
         shutil.rmtree(folder)
     order = [task.name for task in cell.recipe.tasks]
-    run_method(
-        cell.recipe,
-        cell.method,
-        folder,
-        resume=resume,
-        console=console,
-        domains=domains.in_order(order),
-        base_items=base_items,
-        keep_stages=False,
-        report=False,
-    )
+    try:
+        run_method(
+            cell.recipe,
+            cell.method,
+            folder,
+            resume=resume,
+            console=console,
+            domains=domains.in_order(order),
+            base_items=base_items,
+            keep_stages=False,
+            report=False,
+        )
+    except torch.OutOfMemoryError as error:
+        raise NlftError("The GPU ran out of memory.", "Lower train.micro_batch_size or measure.batch_size.") from error
+    finally:
+        # Models hold cycles; without this the next cell's model is loaded on top of this one's.
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def failed_row(cell: Cell, reason: str, base_model: str, base_sha256: str) -> dict:

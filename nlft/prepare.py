@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from nlft.base import FrozenBase
@@ -26,6 +27,8 @@ class Prepared:
     max_length: int
     """Longest row in tokens."""
     pad_id: int
+    rows_sha256: str
+    """Hash of every row, in the recipe's order of tasks."""
 
 
 def prepare(recipe: Recipe, domains: Domains, base: FrozenBase) -> Prepared:
@@ -66,7 +69,17 @@ def prepare(recipe: Recipe, domains: Domains, base: FrozenBase) -> Prepared:
         raise problems[0]
     if problems:
         raise RecipeError([str(problem) for problem in problems])
-    return Prepared(domains, train, background, too_long, longest, pad_id(base.tokenizer))
+    return Prepared(domains, train, background, too_long, longest, pad_id(base.tokenizer), digest_rows(domains))
+
+
+def digest_rows(domains: Domains) -> str:
+    """sha256 over what is trained on, scored and calibrated with."""
+    digest = hashlib.sha256()
+    for rows in (*(task.train for task in domains.tasks), *(e.rows for e in domains.evaluations), domains.background):
+        for row in rows:
+            digest.update(repr((row.prompt, row.join, row.completion, row.answers, row.choices, row.messages)).encode())
+        digest.update(b"next")
+    return digest.hexdigest()
 
 
 def evaluation_config(recipe: Recipe, name: str, split: str) -> tuple[DataConfig, str]:

@@ -54,6 +54,8 @@ def evaluate_run(path: str, recipe: Recipe | None = None, console: Console | Non
     domains = load_domains(recipe)
     base = load_base(recipe.base)
     prepared = prepare(recipe, domains, base)
+    if not (weights / "adapter_config.json").is_file():
+        base.model.float()  # as full finetuning does, so that both columns are of one dtype
     before = measure(base.model, base, recipe, prepared, 0, "base")
     after = measure(load_weights(weights, recipe, base), base, recipe, prepared, 1, "on")
     lines = []
@@ -86,7 +88,14 @@ def load_weights(weights: Path, recipe: Recipe, base: FrozenBase) -> Any:
     if (weights / "adapter_config.json").is_file():
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(base.model, str(weights))
+        model = PeftModel.from_pretrained(base.model, str(weights))
+        made_for = getattr(model.active_peft_config, "base_fingerprint", None)
+        if made_for not in (None, base.fingerprint):
+            raise NlftError(
+                f"{weights} was made for a base with other weights than {base.name!r}.",
+                "Score it on its own base: set base.model in the recipe.",
+            )
+        return model
     method = next(iter(recipe.methods.values()))
     return build_method(method).load(base, weights)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def run_method(
     Raises:
         NlftError: anything a user can mend; found before training wherever possible.
     """
-    console = console or Console(quiet=True)
+    console, out = console or Console(quiet=True), out.resolve()
     recipe, name = single_method(recipe, method)
     check_folder(out, recipe, resume)
     started = time.perf_counter()
@@ -78,18 +78,22 @@ def run_method(
     eval_s = 0.0
 
     witness = logits_digest(base.model, base, prepared)
+    inputs = {"base_sha256": base.fingerprint, "rows_sha256": prepared.rows_sha256}
     done = finished_stages(out) if resume else []
     costs = [StageCost(**json.loads((path / "stage.json").read_text())["cost"]) for path in done]
     if done:
+        check_inputs(out / "stages" / "0" / "stage.json", inputs)
         items = [item for path in (out / "stages" / "0", *done) for item in read_stage_items(path)]
         model = learner.load(base, done[-1] / "model")
         console.print(f"Going on after stage {len(done)} of {len(domains.tasks)}.")
     else:
+        # A method that trains the base puts it into float32, and all rows of a run are scored in one dtype.
+        model = learner.attach(base, recipe.train.seeds.init) if learner.changes_base else None
         begun = time.perf_counter()
         items = base_items if base_items is not None else measure(base.model, base, recipe, prepared, 0, "base")
         eval_s += time.perf_counter() - begun
-        save_stage(out, 0, items, {"task": "base"}, None)
-        model = learner.attach(base, recipe.train.seeds.init)
+        save_stage(out, 0, items, {"task": "base", **inputs}, None)
+        model = model or learner.attach(base, recipe.train.seeds.init)
 
     for stage, task in enumerate(domains.tasks, start=1):
         if stage <= len(done):
@@ -121,14 +125,15 @@ def run_method(
             console=console,
         )
         learner.end_task(model)
+        cost = replace(cost, preparing=preparing)
         costs.append(cost)
         begun = time.perf_counter()
         scores = measure(model, base, recipe, prepared, stage, "on")
         eval_s += time.perf_counter() - begun
         items = [*items, *scores]
-        facts = {"task": task.name, "cost": asdict(cost), "prepare_s": preparing}
+        facts = {"task": task.name, "cost": asdict(cost)}
         save_stage(out, stage, scores, facts, lambda folder: learner.save(model, folder / "model"))
-        events.write("measured", stage=stage, task=task.name, prepare_s=preparing, **asdict(cost))
+        events.write("measured", stage=stage, task=task.name, **asdict(cost))
         console.print(
             f"{name}: {task.name} learned in {cost.seconds:.0f} s ({cost.tokens / cost.seconds:,.0f} tok/s), "
             f"loss {cost.final_loss:.3f}",
@@ -146,17 +151,20 @@ def run_method(
         "off_equals_base": off_equals_base,
         "stored_bytes": stored_bytes(out / "stages" / str(len(domains.tasks)) / "model"),
     }
-    if not keep_stages:
-        shutil.rmtree(out / "stages")
+    changed = unchanged is False or off_equals_base is False
+    if changed:
+        row["status"] = f"failed: the base was changed (weights equal {unchanged}, off equals base {off_equals_base})"
     try:
         write_items(out / "items.parquet", out.name, items)
         write_runs(out / "runs.parquet", [row])
+        if not keep_stages:
+            shutil.rmtree(out / "stages")
         if report:
             write_report(out)
     except OSError as error:
         raise disk_error(error, out, "The results") from error
     events.write("end", base_unchanged=unchanged, off_equals_base=off_equals_base)
-    if unchanged is False or off_equals_base is False:
+    if changed:
         raise NlftError(
             f"The base was changed by {name!r} (weights equal: {unchanged}, off equals base: {off_equals_base}).",
             "This is a bug in nlft or in the adapter's code; the results stand, the adapter should not be used.",
@@ -227,6 +235,21 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
             f"The run in {out} was started with another recipe, method or override.",
             f"Resume it with what {config} says, or give another folder with --out.",
         )
+
+
+def check_inputs(path: Path, inputs: dict[str, str]) -> None:
+    """Refuses to go on with another base or other rows than a run or comparison began with.
+
+    Raises:
+        NlftError: naming what is different.
+    """
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for key, what in (("base_sha256", "base model's weights"), ("rows_sha256", "data")):
+        if before.get(key) != inputs[key]:
+            raise NlftError(
+                f"{path.parent} was begun with other inputs: the {what} differ.",
+                "Put them back as they were, or start anew in another folder with --out.",
+            )
 
 
 def save_stage(out: Path, stage: int, items: list[Item], facts: dict[str, Any], save: Any) -> None:

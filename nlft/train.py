@@ -34,6 +34,8 @@ class StageCost:
     """Trained parameters."""
     final_loss: float
     """Nats per target token, mean over the last tenth of the steps."""
+    preparing: float = 0.0
+    """Seconds before the first step: calibration."""
 
 
 def make_accelerator(precision: str, device: torch.device) -> Accelerator:
@@ -151,6 +153,11 @@ def train_stage(
                 )
     accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     model.eval()
+    if not all(bool(p.isfinite().all()) for p in trained):
+        raise NlftError(
+            f"{label}: weights are no longer finite after {steps} steps, so training diverged.",
+            f"Lower the learning rate (it is {lr:g}).",
+        )
     tail: list[Any] = losses[-max(1, steps // 10) :]
     return StageCost(
         steps=steps,

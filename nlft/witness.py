@@ -66,7 +66,7 @@ def describe_run(
         "trainable_params": max(cost.trainable for cost in costs),
         "train_tokens": sum(cost.tokens for cost in costs),
         "steps": sum(cost.steps for cost in costs),
-        "train_s": sum(cost.seconds for cost in costs),
+        "train_s": sum(cost.seconds + cost.preparing for cost in costs),
         "eval_s": eval_s,
         "wall_s": wall_s,
         "peak_bytes": torch.cuda.max_memory_allocated(base.device) if cuda else None,

@@ -117,6 +117,35 @@ def test_resume_with_another_recipe_is_refused(recipe: Callable[..., Any], tmp_p
         run_method(recipe(train={"steps": 7, "batch_size": 8}), "lora", tmp_path / "run", resume=True)
 
 
+def test_resume_with_other_rows_is_refused(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    rows = [{"prompt": f"the number {n} is", "completion": f"{n + 1}"} for n in range(12)]
+    for name, part in (("train", rows[:8]), ("test", rows[8:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in part))
+    task = {"name": "n", "train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")}
+    out = run_method(recipe(tasks=[task]), "lora", tmp_path / "run", report=False)
+    rows[0]["completion"] = "another"
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows[:8]))
+    with pytest.raises(NlftError, match="begun with other inputs: the data differ"):
+        run_method(recipe(tasks=[task]), "lora", out, resume=True)
+
+
+def test_a_changed_base_is_a_failure(
+    recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nlft.methods.lora import Lora
+
+    def end_task(self: Lora, model: Any) -> None:
+        with torch.no_grad():
+            model.get_base_model().model.norm.weight[0] += 1e-3
+
+    monkeypatch.setattr(Lora, "end_task", end_task)
+    with pytest.raises(NlftError, match="The base was changed by 'lora'"):
+        run_method(recipe(), "lora", tmp_path / "run", report=False)
+    (row,) = read_runs(tmp_path / "run" / "runs.parquet")
+    assert row["status"].startswith("failed: the base was changed")
+    assert (row["base_unchanged"], row["off_equals_base"]) == (False, False)
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "sentence"),
     [

@@ -31,7 +31,10 @@ class Lora(Trainable):
         """Inserts the adapter with PEFT's own initialisation, drawn from `seed`."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return get_peft_model(base.model, self.peft_config)
+            try:
+                return get_peft_model(base.model, self.peft_config)
+            except ValueError as error:
+                raise NlftError(f"PEFT cannot adapt this base: {error}", "Mend methods.<name>.peft.") from error
 
     def save(self, model: Any, folder: Path) -> None:
         """Writes a PEFT directory."""

@@ -26,6 +26,8 @@ def target_loss(
     """
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
     targets = labels[:, 1:]
+    # Prompt tuning puts virtual tokens in front.
+    logits = logits[:, -targets.shape[1] :]
     chosen = targets != IGNORE
     # Only target positions enter the softmax: prompts are most of the tokens.
     return F.cross_entropy(logits[chosen].float(), targets[chosen], reduction="sum")

@@ -59,7 +59,7 @@ def test_thresholds_are_the_largest_cosine_and_a_margin():
     )
     keys, thresholds = prototype_addresses(adapted, TASKS["second.task"], BACKGROUND, FIRST, 9, margin=0.25)[name]
     assert (keys.shape, thresholds.shape) == ((9, 32), (9,))
-    expected = (states @ keys.T).amax(dim=0) + 0.25 + ROUNDING
+    expected = (states @ keys.T).amax(dim=0) + 0.25 + ROUNDING[torch.float32]
     torch.testing.assert_close(thresholds, expected, rtol=0, atol=1e-5)
 
 

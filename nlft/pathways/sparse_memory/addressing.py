@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 STATES_PER_KEY = 64
 """States kept for each key that k-means looks for; more add memory and little else."""
-ROUNDING = 1e-4
-"""Added to every threshold (cosine): the same token in another batch has a slightly other state."""
+ROUNDING = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+"""Added to every threshold (cosine), by the base's dtype: the same token in another batch has a slightly other
+state, and in half precision a clearly other one."""
 
 
 def prototype_addresses(
@@ -67,7 +68,8 @@ def prototype_addresses(
             seen += len(inputs.rows)
     if not seen:
         raise NlftError("The background holds no token to set thresholds on.", "Give `background` more rows.")
-    return {block: (own, largest[block] + margin + ROUNDING) for block, own in keys.items()}
+    rounding = ROUNDING.get(peft_model.get_input_embeddings().weight.dtype, ROUNDING[torch.float32])
+    return {block: (own, largest[block] + margin + rounding) for block, own in keys.items()}
 
 
 def product_key_half_keys(
