@@ -90,8 +90,9 @@ def places(columns: Sequence[Column], name: str, role: str, split: str) -> list[
 
 
 def _continual(oriented: Matrix, columns: Sequence[Column], tests: Sequence[int]) -> dict[str, float]:
-    unit = pick_unit([columns[j].unit for j in tests])
-    if unit is None:
+    # From the columns as they are, so that every order of the tasks takes the same unit, as `summary.py` does.
+    unit = pick_unit([column.unit for column in columns if (column.role, column.split) == ("task", "test")])
+    if unit not in [columns[j].unit for j in tests]:
         return {}
     # A task of another unit keeps its stage and becomes a column without values, which the metrics leave out.
     same = np.array([columns[j].unit == unit for j in tests])

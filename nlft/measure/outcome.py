@@ -28,23 +28,27 @@ def outcome(summary: Summary) -> str:
         )
     best = [entry for entry in entries if entry["best"]]
     text = _alone(summary, best[0]) if len(best) == 1 else _matched(summary, best) or _unmatched(summary, best)
+    nothing = _unfinished(summary)
+    if nothing:
+        text += f" {_and(nothing)} {'has' if len(nothing) == 1 else 'have'} no finished run."
     return text + (f" {failed} of {_total(summary)} runs failed." if failed else "")
 
 
 def _alone(summary: Summary, entry: Entry) -> str:
     unit, values = summary["task_unit"], entry["values"]
     continual = values["continual"]
-    text = (
-        f"{named(entry)} took the tasks from {_level(continual, 'base', unit)} to {_level(continual, 'learned', unit)}"
-    )
+    text = f"{named(entry)} took {tasks_meant(summary)} from {_level(continual, 'base', unit)} "
+    text += f"to {_level(continual, 'learned', unit)}"
     if len(summary["tasks"]) > 1:
-        text += f" right after each one's training and {_level(continual, 'acc', unit)} at the end"
+        whose = "its" if len(tasks_of_unit(summary)) == 1 else "each one's"
+        text += f" right after {whose} training and {_level(continual, 'acc', unit)} at the end"
     if len(summary["tasks"]) == 1:
         text += f" on {summary['tasks'][0]}"
     if not summary["probes"]:
         return text + "; there were no probes, so what the base has forgotten is not known."
     changes = [_change(summary, entry, name) for name in summary["probes"]]
-    return text + f"; with the adapter on, the probes changed by {_and(changes)}."
+    when = "after training" if entry["kind"] == "full" else "with the adapter on"
+    return text + f"; {when}, the probes changed by {_and(changes)}."
 
 
 def _change(summary: Summary, entry: Entry, name: str) -> str:
@@ -58,13 +62,14 @@ def _change(summary: Summary, entry: Entry, name: str) -> str:
 
 
 def _matched(summary: Summary, best: Sequence[Entry]) -> str:
-    """At the largest level at which a memory pathway and a plain method can be read, if there is one."""
+    """At the largest level at which a memory pathway and a plain method can be read, else any two methods."""
     ours = {entry["method"] for entry in best if entry["kind"] not in ("full", "lora")}
-    for moment, words in (("end", "at the end"), ("now", "right after training")):
+    moments = (("end", "at the end"), ("now", "right after training"))
+    for with_reference, (moment, words) in ((flag, moment) for flag in (True, False) for moment in moments):
         levels = [
             level
             for level in summary["frontier"][moment]["matched"]
-            if level["reference"]
+            if (level["reference"] or not with_reference)
             and level["level"] >= LEAST_LEVEL
             and (not ours or any(level["forgetting"][name] is not None for name in ours))
             and sum(lost is not None for lost in level["forgetting"].values()) > 1
@@ -79,39 +84,55 @@ def _at_level(summary: Summary, level: Mapping[str, Any], words: str, ours: set[
     unit = summary["probe_unit"]
     found = sorted((lost, name) for name, lost in level["forgetting"].items() if lost is not None)
     parts = [f"{name} {lost_or_gained(lost, unit)}" for lost, name in found]
-    who = "all methods" if len(found) == len(level["forgetting"]) else _and([name for _, name in found])
-    text = f"Where {who} had learned {100 * level['level']:.0f} % of what could be learned ({words}), "
+    everyone = len(found) == len(level["forgetting"]) and not _unfinished(summary)
+    who = "all methods" if everyone else _and([name for _, name in found])
+    bounded = all(column["bounded"] for column in summary["columns"] if column["role"] == "task")
+    most = "what could be learned" if bounded else "the most that any run learned"
+    text = f"Where {who} had learned {100 * level['level']:.0f} % of {most} ({words}), "
     text += f"{_and(parts)} on {probes_meant(summary)}"
     reference = level["reference"]
-    for name in (name for _, name in found if name in ours and name != reference):
-        own, other = level["forgetting"][name], level["forgetting"][reference]
-        ratio = level["ratio"][name]
-        if own > other:
-            text += f"; {name} forgot more than {reference}"
-        elif own == other:
-            text += f"; {name} forgot as much as {reference}"
-        else:
-            text += f"; {name} forgot less than {reference}" + (f" (×{ratio:.2g})" if ratio is not None else "")
+    if reference:
+        for own, name in (pair for pair in found if pair[1] in ours and pair[1] != reference):
+            verdict = _against(own, level["forgetting"][reference], unit)
+            text += f"; {name} {verdict} {reference}"
+            if verdict == "forgot less than" and level["ratio"][name] is not None:
+                text += f" (×{level['ratio'][name]:.2g})"
     missing = [name for name, lost in level["forgetting"].items() if lost is None]
     if missing:
         reasons = [f"{name} ({level['why'].get(name, 'not measured')})" for name in missing]
         text += f"; {_and(reasons)} cannot be read there"
+    if not reference:
+        text += "; there is no full finetuning or LoRA without replay to compare with there"
     return text + "."
+
+
+def _against(own: float, other: float, unit: str) -> str:
+    """One loss against another in words; who gained has not forgotten, and what prints alike is alike."""
+    if show_loss(own, unit) == show_loss(other, unit):
+        return "kept about the same as"
+    if min(own, other) <= 0:
+        return "kept less than" if own > other else "kept more than"
+    return "forgot more than" if own > other else "forgot less than"
 
 
 def _unmatched(summary: Summary, best: Sequence[Entry]) -> str:
     unit = summary["task_unit"]
+    whole = len(tasks_of_unit(summary)) == len(summary["tasks"])
+    where = "" if whole or not summary["probes"] else f" on {tasks_meant(summary)}"
     parts = []
     for entry in best:
         continual = entry["values"]["continual"]
-        text = f"{named(entry)} ended at {_level(continual, 'acc', unit)} (from {_level(continual, 'base', unit)})"
+        text = f"{named(entry)} ended at {_level(continual, 'acc', unit)}{where} "
+        text += f"(from {_level(continual, 'base', unit)})"
         if summary["probes"]:
             text += f" and {lost_or_gained(entry['values']['base_forgetting']['value'], summary['probe_unit'])}"
         parts.append(text)
     if not summary["probes"]:
-        return f"On the tasks, {_and(parts)}; there were no probes, so what the base has forgotten is not known."
+        text = f"On {tasks_meant(summary)}, {_and(parts)}"
+        return text + "; there were no probes, so what the base has forgotten is not known."
+    who = "the" if len(best) == 2 else "all"  # two of several may share a level
     return (
-        f"There is no level of learning ({100 * LEAST_LEVEL:.0f} % or more) at which the methods can be compared: "
+        f"There is no level of learning ({100 * LEAST_LEVEL:.0f} % or more) at which {who} methods can be compared: "
         f"{_and(parts)} on {probes_meant(summary)}."
     )
 
@@ -123,6 +144,22 @@ def probes_meant(summary: Summary) -> str:
     if len(names) == 1:
         return f"the probe {names[0]}"
     return "the probes" if len(names) == len(probes) else f"the probes {_and(names)}"
+
+
+def tasks_of_unit(summary: Summary) -> list[str]:
+    """The tasks behind a mean: those of one unit."""
+    wanted = ("task", "test", summary["task_unit"])
+    return [
+        column["name"] for column in summary["columns"] if (column["role"], column["split"], column["unit"]) == wanted
+    ]
+
+
+def tasks_meant(summary: Summary) -> str:
+    """The tasks behind a mean in words; named where that is not all of several."""
+    names = tasks_of_unit(summary)
+    if len(names) in (0, len(summary["tasks"])):
+        return "the tasks"
+    return f"the task {names[0]}" if len(names) == 1 else f"the tasks {_and(names)}"
 
 
 def lost_or_gained(value: float | None, unit: str) -> str:
@@ -141,6 +178,12 @@ def _level(values: Mapping[str, Any], key: str, unit: str | None) -> str:
 
 def _and(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _unfinished(summary: Summary) -> list[str]:
+    """Methods of which no run finished at any learning rate."""
+    done = {entry["method"] for entry in summary["methods"] if entry["n_finished"]}
+    return list(dict.fromkeys(entry["method"] for entry in summary["methods"] if entry["method"] not in done))
 
 
 def _total(summary: Summary) -> int:

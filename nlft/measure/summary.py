@@ -104,7 +104,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         "columns": [_describe(column, best) for column, best in zip(columns, ceiling, strict=True)],
         "tasks": tasks,
         "probes": [column.name for column in columns if column.role == "probe"],
-        "task_unit": pick_unit([column.unit for column in columns if column.role == "task"]),
+        "task_unit": pick_unit([c.unit for c in columns if (c.role, c.split) == ("task", "test")]),
         "probe_unit": pick_unit([column.unit for column in columns if column.role == "probe"]),
         "runs": runs,
         "methods": methods,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nlft.measure.outcome import probes_meant
+from nlft.measure.outcome import probes_meant, tasks_meant, tasks_of_unit
 from nlft.measure.unit import change_unit, show, show_change, show_loss
 
 Summary = Mapping[str, Any]
@@ -83,13 +83,22 @@ def result_grid(summary: Summary) -> Grid:
         row += [count(costs["trainable_params"]["value"]), size(costs["stored_bytes"]["value"])]
         row += [seconds(costs["train_s"]["value"])]
         body.append(row)
-    caption = "Learned: mean over the tasks, wordings never trained on." if seen else "Learned: mean over the tasks."
+    caption = means_of_tasks(summary) + (", wordings never trained on." if seen else ".")
     caption += f" Changes and losses in {_units(summary)}; below zero, a change is a loss."
     if any(entry["n_runs"] > 1 for entry in summary["methods"]):
         caption += " Brackets: least and largest run."
     if any(entry["n_finished"] == 1 for entry in summary["methods"]) and probes:
         caption += " Brackets at a change of a single run: 95 % interval over items."
     return Grid(head, body, caption)
+
+
+def means_of_tasks(summary: Summary) -> str:
+    """What the columns about tasks are means over; tasks of another unit are in none of them."""
+    names = tasks_of_unit(summary)
+    if len(names) in (0, len(summary["tasks"])):
+        return "Learned: mean over the tasks"
+    mean = "" if len(names) == 1 else "mean over "
+    return f"Learned, earlier tasks: {mean}{tasks_meant(summary)} only (the others have another unit)"
 
 
 def _units(summary: Summary) -> str:

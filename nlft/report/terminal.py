@@ -9,8 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from nlft.measure.outcome import tasks_of_unit
 from nlft.measure.unit import change_unit, is_bounded, show, show_change
-from nlft.report.rows import columns_by, count, mark_of, seconds
+from nlft.report.rows import columns_by, count, mark_of, means_of_tasks, seconds
 
 Summary = Mapping[str, Any]
 MOST_PROBES = 3
@@ -21,9 +22,10 @@ def table(summary: Summary) -> Table:
     """A compact table: what each method learned, what it lost, what it cost; the outcome below it."""
     task_unit, probes = summary["task_unit"] or "", columns_by(summary, "probe")
     several = len(summary["tasks"]) > 1
+    some = 0 < len(tasks_of_unit(summary)) < len(summary["tasks"])
     grid = Table(
         title=Text(f"{summary['name']} (Δ below zero: lost)"),
-        caption=Text(summary["outcome"], style="bold"),
+        caption=Text(summary["outcome"] + (f" {means_of_tasks(summary)}." if some else ""), style="bold"),
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=0,

@@ -234,6 +234,15 @@ def test_the_terminal_table_fits_100_columns(planted: Planted) -> None:
     assert max(map(len, printed.splitlines())) <= 100
 
 
+def test_captions_name_the_tasks_that_are_meant(planted: Planted) -> None:
+    mixed = [*COLUMNS[:1], ("ships", "task", "test", "nll"), *COLUMNS[2:]]
+    summary = write_report(planted(runs(), mixed))
+    words = "Learned, earlier tasks: the task people only (the others have another unit)"
+    grid = result_grid(summary)
+    assert grid.caption.startswith(f"{words}, wordings never trained on.") and grid.body[1][2] == "60.0 %"
+    assert str(table(summary).caption).endswith(f" {words}.")
+
+
 def test_broken_integrity_is_loud(planted: Planted) -> None:
     bad = {"run_id": "bad", "method": "memory", "kind": "sparse_memory", "matrix": MATRIX, "base_unchanged": False}
     folder = planted([{**bad, "off_equals_base": False}], COLUMNS)
