@@ -5,28 +5,32 @@ python examples/load_with_peft.py [OUTPUT FOLDER]
 
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import logging as transformers_logging
 
 import nlft  # noqa: F401  (makes the adapter's type known to PEFT)
-from nlft.base import model_location
+from nlft.cli.argument import fresh_folder
+from nlft.data.world import rows
+from nlft.hub import model_location
 from nlft.recipes import load_recipe
 from nlft.run import run_method
 
-out = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()) / "run"
+transformers_logging.disable_progress_bar()
+warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
+
+# A run has a folder of its own: run, run-2, run-3 ...
+out = fresh_folder(Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()) / "run")
 recipe = load_recipe("demo", ["methods.sparse_memory.lr=0.3", "background.limit=1000"])
 run_method(recipe.model_copy(update={"tasks": recipe.tasks[:1], "probes": []}), "sparse_memory", out, report=False)
 
 location = model_location("builtin:tiny")
-base, tokenizer = (
-    AutoModelForCausalLM.from_pretrained(location, dtype="float32"),
-    AutoTokenizer.from_pretrained(location),
-)
+base = AutoModelForCausalLM.from_pretrained(location, dtype="float32")
+tokenizer = AutoTokenizer.from_pretrained(location)
 model = PeftModel.from_pretrained(base, out / "adapter")
-
-from nlft.data.world import rows  # noqa: E402
 
 for row in rows("tasks/people/train")[:3]:
     tokens = tokenizer(row.prompt, return_tensors="pt", return_token_type_ids=False)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from nlft.config import BaseConfig
-from nlft.errors import BaseModelError
+from nlft.errors import BaseModelError, reason
+from nlft.hub import model_location, offline_unless_reachable
 
 ATTENTION_ARGUMENTS = {
     "attention_mask",
@@ -24,6 +26,19 @@ ATTENTION_ARGUMENTS = {
     "alibi",
 }
 """Arguments by which a module that mixes tokens gives itself away."""
+
+UNREADABLE = (
+    SafetensorError,
+    OSError,
+    ValueError,
+    LookupError,
+    ImportError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    EOFError,
+)
+"""What libraries raise for files that are damaged, or made for something else."""
 
 
 @dataclass
@@ -71,17 +86,28 @@ def load_base(config: BaseConfig) -> FrozenBase:
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
     }
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            location, dtype=choose_dtype(config.dtype, device), **quantization(config, device), **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(location, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BaseModelError(
-            f"base.model: {config.model!r} could not be loaded as a causal language model: {first_line}",
-            "Give `builtin:tiny`, a directory with config.json, weights and tokenizer, or the id of a Hub model.",
-        ) from error
+    here = Path(location).is_dir()
+    with nullcontext(True) if here else offline_unless_reachable() as reachable:
+        away = "" if reachable else "the Hub cannot be reached from here, and its cache does not hold it. In full: "
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                location, dtype=choose_dtype(config.dtype, device), **quantization(config, device), **options
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except UNREADABLE as error:
+            raise BaseModelError(
+                f"base.model: {config.model!r} could not be loaded as a causal language model: {away}{reason(error)}",
+                "Give `builtin:tiny`, a directory with config.json, whole weights and tokenizer, or the id of a Hub"
+                " model.",
+            ) from error
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        except UNREADABLE as error:
+            raise BaseModelError(
+                f"base.model: the tokenizer of {config.model!r} could not be loaded: {away}{reason(error)}",
+                "Save it beside the weights with the tokenizer's `save_pretrained`.",
+            ) from error
     if config.quantization == "none":
         model.to(device)
     model.eval().requires_grad_(False)
@@ -97,34 +123,19 @@ def load_base(config: BaseConfig) -> FrozenBase:
     )
 
 
-def model_location(name: str) -> str:
-    """Turns a builtin name into its directory; checks a path; leaves a Hub id alone."""
-    if name.startswith("builtin:"):
-        folder = resources.files("nlft") / "builtin" / name.removeprefix("builtin:")
-        if not (folder / "config.json").is_file():
-            raise BaseModelError(
-                f"base.model: there is no built-in model {name!r}.", "The one shipped is `builtin:tiny`."
-            )
-        return str(folder)
-    path = Path(name).expanduser()
-    if path.exists():
-        if not (path / "config.json").is_file():
-            raise BaseModelError(
-                f"base.model: {name!r} is no model: it has no config.json.",
-                "Give the directory that `save_pretrained` wrote.",
-            )
-        return str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise BaseModelError(f"base.model: there is no directory {name!r}.", "Check the path.")
-    return name
-
-
 def choose_device(device: str) -> torch.device:
     """`auto` is the first accelerator, else the CPU."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BaseModelError(f"base.device: {device!r} was asked for, but torch sees no GPU.", "Use `auto` or `cpu`.")
+    try:
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise BaseModelError(
+            f"base.device: torch cannot use {device!r}: {reason(error)}",
+            "Use `auto`, `cpu`, `cuda`, or one GPU by its number, as `cuda:0`.",
+        ) from error
     return torch.device(device)
 
 

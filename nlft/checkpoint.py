@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from nlft.errors import CheckpointError
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+PARTIAL = ".partial"
+"""Suffix of what is not complete yet."""
 
 
 def write_folder(folder: Path, write: Callable[[Path], object], what: str) -> None:
@@ -26,7 +28,7 @@ def write_folder(folder: Path, write: Callable[[Path], object], what: str) -> No
     Raises:
         CheckpointError: the disk is full or cannot be written.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -39,8 +41,53 @@ def write_folder(folder: Path, write: Callable[[Path], object], what: str) -> No
             shutil.rmtree(folder)
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise disk_error(error, folder, what) from error
+    finally:  # after an interruption too
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise disk_error(error, path, path.name) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def holds_nothing(folder: Path) -> bool:
+    """True if a folder is absent, empty, or left by a process that was killed while it wrote its first file.
+
+    Raises:
+        CheckpointError: it is a file, or cannot be looked into.
+    """
+    try:
+        return not folder.exists() or not [path for path in folder.iterdir() if path.name != "config.yaml" + PARTIAL]
+    except NotADirectoryError as error:
+        raise CheckpointError(f"{folder} is a file, not a folder.", "Give another folder with --out.") from error
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}.", "Give another with --out.") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a result folder and those above it.
+
+    Raises:
+        CheckpointError: no folder can be made there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"The folder {folder} cannot be made: {error.strerror}.", "Give another folder with --out."
+        ) from error
 
 
 def disk_error(error: Exception, place: Path, what: str) -> CheckpointError:
@@ -50,7 +97,8 @@ def disk_error(error: Exception, place: Path, what: str) -> CheckpointError:
     reason = "the disk is full" if full else text
     return CheckpointError(
         f"{what} could not be saved to {place}: {reason}.",
-        "What was saved before is whole. Make room, then run the same command again with --resume.",
+        "What was saved before is whole. Make room, then go on: with the same command and --resume for `nlft train`,"
+        " with the same command for `nlft compare`.",
     )
 
 

@@ -13,15 +13,17 @@ import torch
 from rich.console import Console
 
 from nlft.base import load_base
+from nlft.checkpoint import holds_nothing, make_folder, write_text
 from nlft.config import Recipe
-from nlft.data.domain import Domains, load_domains, overlaps
+from nlft.data.domain import Domains, load_domains, remarks
 from nlft.errors import CheckpointError, NlftError
 from nlft.measure.items import join_results, read_runs
 from nlft.methods import build_method
 from nlft.prepare import prepare
 from nlft.recipes import dump_recipe
 from nlft.report import write_report
-from nlft.run import check_inputs, measure, run_method, write_text
+from nlft.run import measure, naming, run_method
+from nlft.stage import check_inputs
 
 
 @dataclass(frozen=True)
@@ -70,19 +72,20 @@ def compare(recipe: Recipe, out: Path, *, console: Console | None = None) -> Pat
     """
     console, out = console or Console(quiet=True), out.resolve()
     config = out / "config.yaml"
-    if out.exists() and any(out.iterdir()) and (not config.is_file() or config.read_text() != dump_recipe(recipe)):
+    if not holds_nothing(out) and (not config.is_file() or config.read_text(encoding="utf-8") != dump_recipe(recipe)):
         raise NlftError(f"{out} holds another run or comparison.", "Give another folder with --out.")
     domains = load_domains(recipe)
-    for line in (*domains.descriptions, *overlaps(domains)):
+    for line in (*domains.descriptions, *remarks(domains)):
         console.print(line, style="dim", markup=False, highlight=False)
-    for method in recipe.methods.values():
-        build_method(method)
+    for name, method in recipe.methods.items():
+        with naming(name):
+            build_method(method)
     base = load_base(recipe.base)
     prepared = prepare(recipe, domains, base)
     cells = plan_cells(recipe)
     base_name, base_sha256 = base.name, base.fingerprint
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     inputs = {"base_sha256": base.fingerprint, "rows_sha256": prepared.rows_sha256}
     if (out / "inputs.json").is_file():
         check_inputs(out / "inputs.json", inputs)

@@ -52,15 +52,19 @@ class Document:
     data: Any
     origins: dict[KeyPath, str] = field(default_factory=dict)
     """KeyPath of a value to `file:line`, or to the override that set it."""
+    overridden: set[KeyPath] = field(default_factory=set)
+    """Those of `origins` that are overrides."""
     problems: list[str] = field(default_factory=list)
     """What is wrong with the text itself and did not stop the reading of the rest."""
 
     def where(self, path: KeyPath) -> str:
-        """The place of a value, or of the nearest thing around it that was written down."""
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.origins:
-                return self.origins[path[:length]]
-        return self.label
+        """The place of a value, or of the nearest thing around it that was written down.
+
+        What overrides set inside the value is part of it, so they are named too.
+        """
+        inside = [place for at, place in self.origins.items() if at in self.overridden and at[: len(path)] == path]
+        known = (self.origins[path[:length]] for length in range(len(path), 0, -1) if path[:length] in self.origins)
+        return " and ".join(dict.fromkeys([next(known, self.label), *inside]))
 
 
 def dotted(path: KeyPath) -> str:

@@ -37,3 +37,30 @@ class BaseModelError(NlftError):
 
 class CheckpointError(NlftError):
     """A checkpoint that cannot be written or read; what was on disk before is untouched."""
+
+
+def combined(problems: list[NlftError]) -> NlftError:
+    """Several errors as one; a hint that they share is said once."""
+    if len(problems) == 1:
+        return problems[0]
+    if len({problem.hint for problem in problems}) == 1:
+        return RecipeError([problem.message for problem in problems], problems[0].hint)
+    return RecipeError([str(problem) for problem in problems])
+
+
+def reason(error: BaseException) -> str:
+    """What a library says, as one sentence: its first line, and what belongs to it when that ends in a colon.
+
+    Lines that list something are joined until one ends the sentence.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    count = 1
+    while count < len(lines) and lines[count - 1].endswith((":", ",", " or", " and", " to")):
+        count += 1
+    if count > 1:  # a list goes on to the end of its last sentence
+        while count < len(lines) and not lines[count - 1].endswith((".", "!", "?")):
+            count += 1
+    said = " ".join(lines[:count]).rstrip()
+    return said if len(said) <= 600 else f"{said[:597]}..."

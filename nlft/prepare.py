@@ -9,8 +9,9 @@ from nlft.base import FrozenBase
 from nlft.config import DataConfig, Recipe
 from nlft.data.domain import Domains
 from nlft.data.template import Encoded, TooLong, encode_rows, pad_id
-from nlft.errors import DataError, NlftError, RecipeError
-from nlft.measure.score import check_evaluation
+from nlft.errors import DataError, NlftError, combined
+from nlft.measure.evaluation import check_evaluation
+from nlft.methods.calibration import check_budget
 from nlft.types import Row
 
 
@@ -44,7 +45,7 @@ def prepare(recipe: Recipe, domains: Domains, base: FrozenBase) -> Prepared:
         try:
             encoded = encode_rows(rows, base.tokenizer, longest, config.too_long)
         except NlftError as error:
-            problems.append(error)
+            problems.append(DataError(f"{where}: {error.message}", error.hint))
             return []
         if not encoded:
             problems.append(DataError(f"{where} has no rows.", "Give a source with at least one row."))
@@ -63,12 +64,15 @@ def prepare(recipe: Recipe, domains: Domains, base: FrozenBase) -> Prepared:
             if evaluation.rows:
                 check_evaluation(evaluation)
         except NlftError as error:
-            problems.append(error)
+            problems.append(DataError(f"{where}: {error.message}", error.hint))
     background = encode(domains.background, recipe.background, "background") if recipe.background else []
-    if len(problems) == 1:
-        raise problems[0]
+    for name, method in recipe.methods.items():
+        try:
+            check_budget(method, background, len(recipe.tasks))
+        except NlftError as error:
+            problems.append(NlftError(f"methods.{name}.retention: {error.message}", error.hint))
     if problems:
-        raise RecipeError([str(problem) for problem in problems])
+        raise combined(problems)
     return Prepared(domains, train, background, too_long, longest, pad_id(base.tokenizer), digest_rows(domains))
 
 

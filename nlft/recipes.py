@@ -138,6 +138,7 @@ def _override(document: Document, override: str) -> None:
             below = {"path": below}
         elif below is None:
             below = {}
+            document.origins.setdefault(path, place)
         if not isinstance(below, dict | list):
             document.problems.append(f"{place}: {dotted(path)} is {below!r} and holds no keys.")
             return
@@ -145,6 +146,7 @@ def _override(document: Document, override: str) -> None:
         target = below
     document.origins = {old: line for old, line in document.origins.items() if old[: len(path)] != path}
     document.origins[path] = place
+    document.overridden = {old for old in document.overridden if old in document.origins} | {path}
 
 
 def _index(entries: list[Any], key: str) -> int | None:

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from nlft.base import FrozenBase, load_base
+from nlft.base import UNREADABLE, FrozenBase, load_base
 from nlft.checkpoint import finished_stages
-from nlft.config import Recipe
+from nlft.config import FullConfig, Recipe
 from nlft.data.domain import load_domains
-from nlft.errors import NlftError
-from nlft.methods import build_method
+from nlft.errors import NlftError, reason
+from nlft.methods.full import Full
 from nlft.prepare import prepare
 from nlft.recipes import load_recipe
 from nlft.run import measure
@@ -57,7 +58,7 @@ def evaluate_run(path: str, recipe: Recipe | None = None, console: Console | Non
     if not (weights / "adapter_config.json").is_file():
         base.model.float()  # as full finetuning does, so that both columns are of one dtype
     before = measure(base.model, base, recipe, prepared, 0, "base")
-    after = measure(load_weights(weights, recipe, base), base, recipe, prepared, 1, "on")
+    after = measure(load_weights(weights, base), base, recipe, prepared, 1, "on")
     lines = []
     for column, metric in dict.fromkeys((item.column, item.metric) for item in after):
         n_rows, adapted = counted_mean(after, column, metric)
@@ -77,27 +78,57 @@ def weights_of(folder: Path) -> Path:
     stages = finished_stages(folder)
     if stages and (stages[-1] / "model").is_dir():
         return stages[-1] / "model"
-    raise NlftError(
-        f"{folder} holds neither a run with weights nor a PEFT adapter.",
-        "Give the folder that `nlft train` wrote, one with adapter_config.json, or a cell of a comparison.",
-    )
+    hint = "Give the folder that `nlft train` wrote, one with adapter_config.json, or a cell of a comparison."
+    if not folder.is_dir():
+        raise NlftError(f"There is no folder {str(folder)!r}.", hint)
+    if (folder / "cells").is_dir():
+        names = sorted(path.name for path in (folder / "cells").iterdir())
+        raise NlftError(
+            f"{folder} is a comparison of {len(names)} runs.",
+            f"Give one of them, as {folder}/cells/{names[0]}." if names else hint,
+        )
+    if (folder / "runs.parquet").is_file():
+        raise NlftError(
+            f"{folder} holds no weights: a comparison does not keep those of full finetuning, which are as large as"
+            " the base.",
+            f"`nlft train {folder / 'config.yaml'} --out FOLDER` trains them again and keeps them.",
+        )
+    if (folder / "config.yaml").is_file():
+        raise NlftError(
+            f"The run in {folder} has no weights yet: it has finished no task.", "Go on with `nlft train … --resume`."
+        )
+    raise NlftError(f"{folder} holds neither a run with weights nor a PEFT adapter.", hint)
 
 
-def load_weights(weights: Path, recipe: Recipe, base: FrozenBase) -> Any:
-    """The adapted model; any PEFT adapter loads the same way, full finetuning by its own method."""
-    if (weights / "adapter_config.json").is_file():
-        from peft import PeftModel
+def load_weights(weights: Path, base: FrozenBase) -> Any:
+    """The adapted model: what lies in the folder decides how, a PEFT adapter or the weights of full finetuning.
 
-        model = PeftModel.from_pretrained(base.model, str(weights))
-        made_for = getattr(model.active_peft_config, "base_fingerprint", None)
-        if made_for not in (None, base.fingerprint):
-            raise NlftError(
-                f"{weights} was made for a base with other weights than {base.name!r}.",
-                "Score it on its own base: set base.model in the recipe.",
-            )
-        return model
-    method = next(iter(recipe.methods.values()))
-    return build_method(method).load(base, weights)
+    Raises:
+        NlftError: they are damaged, or made for another base.
+    """
+    adapter = (weights / "adapter_config.json").is_file()
+    try:
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(base.model, str(weights))
+        else:
+            model = Full(FullConfig(kind="full", lr=1.0)).load(base, weights)
+    except torch.OutOfMemoryError:
+        raise
+    except UNREADABLE as error:
+        raise NlftError(
+            f"The weights in {weights} do not load onto {base.name!r}: {reason(error)}",
+            "Score them on the base that they were made for (base.model in the recipe), and check that the files"
+            " are whole.",
+        ) from error
+    made_for = getattr(model.active_peft_config, "base_fingerprint", None) if adapter else None
+    if made_for not in (None, base.fingerprint):
+        raise NlftError(
+            f"{weights} was made for a base with other weights than {base.name!r}.",
+            "Score it on its own base: set base.model in the recipe.",
+        )
+    return model
 
 
 def counted_mean(items: list[Item], column: str, metric: str) -> tuple[int, float]:

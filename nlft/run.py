@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
 from nlft.base import FrozenBase, load_base
-from nlft.checkpoint import disk_error, finished_stages, write_folder
+from nlft.checkpoint import disk_error, finished_stages, holds_nothing, make_folder, write_folder, write_text
 from nlft.config import Recipe
-from nlft.data.domain import Domains, load_domains, overlaps
-from nlft.errors import NlftError
+from nlft.data.domain import Domains, load_domains, remarks
+from nlft.errors import NlftError, reason
 from nlft.events import Events
-from nlft.measure.items import read_items, write_items, write_runs
+from nlft.measure.items import write_items, write_runs
 from nlft.measure.score import score
 from nlft.methods import build_method
 from nlft.methods.protocol import TaskContext
 from nlft.prepare import Prepared, prepare
 from nlft.recipes import dump_recipe
 from nlft.report import write_report
-from nlft.train import StageCost, train_stage
+from nlft.stage import Stage, check_inputs, read_stages, save_stage, undamaged
+from nlft.train import train_stage
 from nlft.types import Condition, Item
 from nlft.witness import describe_run, logits_digest, off_digest, stored_bytes
 
@@ -57,7 +60,7 @@ def run_method(
         The result folder.
 
     Raises:
-        NlftError: anything a user can mend; found before training wherever possible.
+        NlftError: anything a user can mend; found before anything is written wherever possible.
     """
     console, out = console or Console(quiet=True), out.resolve()
     recipe, name = single_method(recipe, method)
@@ -65,35 +68,41 @@ def run_method(
     started = time.perf_counter()
     if domains is None:
         domains = load_domains(recipe)
-        for line in (*domains.descriptions, *overlaps(domains)):
+        for line in (*domains.descriptions, *remarks(domains)):
             console.print(line, style="dim", markup=False, highlight=False)
-    learner = build_method(recipe.methods[name])
+    with naming(name):
+        learner = build_method(recipe.methods[name])
     base = load_base(recipe.base)
     prepared = prepare(recipe, domains, base)
-
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", dump_recipe(recipe))
-    events = Events(out / "events.jsonl")
-    events.write("start", method=name, base=base.name, fingerprint=base.fingerprint, resume=resume)
-    eval_s = 0.0
-
     witness = logits_digest(base.model, base, prepared)
     inputs = {"base_sha256": base.fingerprint, "rows_sha256": prepared.rows_sha256}
+    events = Events(out / "events.jsonl")
+    start = {"method": name, "base": base.name, "fingerprint": base.fingerprint, "resume": resume}
     done = finished_stages(out) if resume else []
-    costs = [StageCost(**json.loads((path / "stage.json").read_text())["cost"]) for path in done]
+    saved = started
     if done:
         check_inputs(out / "stages" / "0" / "stage.json", inputs)
-        items = [item for path in (out / "stages" / "0", *done) for item in read_stage_items(path)]
-        model = learner.load(base, done[-1] / "model")
+        stages = read_stages([out / "stages" / "0", *done])
+        with undamaged(done[-1]):
+            model = learner.load(base, done[-1] / "model")
+        events.write("start", **start)
         console.print(f"Going on after stage {len(done)} of {len(domains.tasks)}.")
     else:
-        # A method that trains the base puts it into float32, and all rows of a run are scored in one dtype.
-        model = learner.attach(base, recipe.train.seeds.init) if learner.changes_base else None
+        # What a recipe's method gets wrong is found here, and what its rows get wrong in the first scoring; nothing
+        # is written before. A method that trains the base has put it into float32, the dtype of all its scores.
+        with naming(name):
+            model = learner.attach(base, recipe.train.seeds.init)
+        make_folder(out)
         begun = time.perf_counter()
-        items = base_items if base_items is not None else measure(base.model, base, recipe, prepared, 0, "base")
-        eval_s += time.perf_counter() - begun
-        save_stage(out, 0, items, {"task": "base", **inputs}, None)
-        model = model or learner.attach(base, recipe.train.seeds.init)
+        if base_items is None:
+            with nullcontext() if learner.changes_base else cast(Any, model).disable_adapter():
+                base_items = measure(model, base, recipe, prepared, 0, "base")
+        now = time.perf_counter()
+        stages = [Stage("base", base_items, None, now - begun, now - saved)]
+        write_text(out / "config.yaml", dump_recipe(recipe))
+        events.write("start", **start)
+        save_stage(out, 0, stages[0], inputs, None)
+        saved = now
 
     for stage, task in enumerate(domains.tasks, start=1):
         if stage <= len(done):
@@ -103,6 +112,8 @@ def run_method(
             train=prepared.train[task.name],
             earlier=[row for before in domains.tasks[: stage - 1] for row in prepared.train[before.name]],
             background=prepared.background,
+            number=stage,
+            n_tasks=len(domains.tasks),
             batch_size=recipe.train.batch_size,
             pad_id=prepared.pad_id,
             seed=recipe.train.seeds.init + 1000 * stage,
@@ -126,13 +137,12 @@ def run_method(
         )
         learner.end_task(model)
         cost = replace(cost, preparing=preparing)
-        costs.append(cost)
         begun = time.perf_counter()
         scores = measure(model, base, recipe, prepared, stage, "on")
-        eval_s += time.perf_counter() - begun
-        items = [*items, *scores]
-        facts = {"task": task.name, "cost": asdict(cost)}
-        save_stage(out, stage, scores, facts, lambda folder: learner.save(model, folder / "model"))
+        now = time.perf_counter()
+        stages.append(Stage(task.name, scores, cost, now - begun, now - saved))
+        save_stage(out, stage, stages[-1], {}, partial(learner.save, model))
+        saved = now
         events.write("measured", stage=stage, task=task.name, **asdict(cost))
         console.print(
             f"{name}: {task.name} learned in {cost.seconds:.0f} s ({cost.tokens / cost.seconds:,.0f} tok/s), "
@@ -144,7 +154,9 @@ def run_method(
     off_equals_base = None if learner.changes_base else off_digest(model, base, prepared) == witness
     if not learner.changes_base:
         write_folder(out / "adapter", lambda folder: learner.save(model, folder), "The adapter")
-    row = describe_run(recipe, name, base, costs, eval_s, time.perf_counter() - started)
+    wall_s = sum(stage.wall_s for stage in stages) + time.perf_counter() - saved
+    costs = [stage.cost for stage in stages if stage.cost is not None]
+    row = describe_run(recipe, name, base, costs, sum(stage.eval_s for stage in stages), wall_s)
     row |= {
         "run_id": out.name,
         "base_unchanged": unchanged,
@@ -155,7 +167,7 @@ def run_method(
     if changed:
         row["status"] = f"failed: the base was changed (weights equal {unchanged}, off equals base {off_equals_base})"
     try:
-        write_items(out / "items.parquet", out.name, items)
+        write_items(out / "items.parquet", out.name, [item for stage in stages for item in stage.items])
         write_runs(out / "runs.parquet", [row])
         if not keep_stages:
             shutil.rmtree(out / "stages")
@@ -192,6 +204,23 @@ def measure(
     return items
 
 
+@contextmanager
+def naming(method: str) -> Iterator[None]:
+    """Puts a method's key before what its settings get wrong.
+
+    Raises:
+        NlftError: also for what a library says about them.
+    """
+    try:
+        yield
+    except NlftError as error:
+        raise NlftError(f"methods.{method}: {error.message}", error.hint) from error
+    except (TypeError, ValueError, LookupError, AttributeError, NotImplementedError, ArithmeticError) as error:
+        raise NlftError(
+            f"methods.{method}: its settings do not fit this base: {reason(error)}", f"Correct methods.{method}."
+        ) from error
+
+
 def single_method(recipe: Recipe, method: str | None) -> tuple[Recipe, str]:
     """The recipe with one method and one learning rate.
 
@@ -224,9 +253,7 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
         NlftError: the folder is in use, or `resume` meets a different recipe.
     """
     config = out / "config.yaml"
-    if out.exists() and not out.is_dir():
-        raise NlftError(f"{out} is a file, not a folder.", "Give another folder with --out.")
-    if not resume and out.exists() and any(out.iterdir()):
+    if not holds_nothing(out) and not resume:
         raise NlftError(f"{out} holds another run.", "Give another folder with --out, or go on with --resume.")
     if resume and not config.is_file():
         raise NlftError(f"There is no run in {out} to resume: it has no config.yaml.", "Leave --resume away.")
@@ -235,45 +262,3 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
             f"The run in {out} was started with another recipe, method or override.",
             f"Resume it with what {config} says, or give another folder with --out.",
         )
-
-
-def check_inputs(path: Path, inputs: dict[str, str]) -> None:
-    """Refuses to go on with another base or other rows than a run or comparison began with.
-
-    Raises:
-        NlftError: naming what is different.
-    """
-    before = json.loads(path.read_text(encoding="utf-8"))
-    for key, what in (("base_sha256", "base model's weights"), ("rows_sha256", "data")):
-        if before.get(key) != inputs[key]:
-            raise NlftError(
-                f"{path.parent} was begun with other inputs: the {what} differ.",
-                "Put them back as they were, or start anew in another folder with --out.",
-            )
-
-
-def save_stage(out: Path, stage: int, items: list[Item], facts: dict[str, Any], save: Any) -> None:
-    """Writes `stages/<n>`: the scores, the facts, and what was learned."""
-
-    def write(folder: Path) -> None:
-        if save is not None:
-            save(folder)
-        write_items(folder / "items.parquet", out.name, items)
-        (folder / "stage.json").write_text(json.dumps(facts), encoding="utf-8")
-
-    write_folder(out / "stages" / str(stage), write, f"The checkpoint of stage {stage} ({facts['task']})")
-
-
-def read_stage_items(folder: Path) -> list[Item]:
-    """Scores of one stage."""
-    return read_items(folder / "items.parquet")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise disk_error(error, path, path.name) from error

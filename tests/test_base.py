@@ -90,13 +90,52 @@ def write_tokenizer(folder: Path) -> None:
         ("./nowhere", "there is no directory './nowhere'"),
         ("{tmp}", "is no model: it has no config.json"),
         ("{tmp}/broken", "could not be loaded as a causal language model"),
+        ("{tmp}/empty", "holds no weights"),
+        ("{tmp}/file", "is a file, not a model's directory"),
     ],
 )
 def test_what_is_no_model(name: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "file").write_text("text")
     with pytest.raises(BaseModelError, match=sentence):
         load_base(BaseConfig(model=name.format(tmp=tmp_path)))
+
+
+def test_half_a_weights_file_is_a_sentence(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BaseModelError, match="could not be loaded as a causal language model"):
+        load_base(BaseConfig(model=str(tmp_path)))
+
+
+def test_a_missing_tokenizer_is_a_whole_sentence(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path)
+    with pytest.raises(BaseModelError, match=r"the tokenizer of .* could not be loaded: ") as caught:
+        load_base(BaseConfig(model=str(tmp_path)))
+    assert not caught.value.message.endswith(":")
+
+
+def test_without_network_a_hub_model_fails_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import time
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nlft.hub.is_reachable", lambda endpoint: False)
+    start = time.perf_counter()
+    with pytest.raises(BaseModelError, match="the Hub cannot be reached from here"):
+        load_base(BaseConfig(model="nobody/nothing"))
+    assert time.perf_counter() - start < 10  # 47 s of retries otherwise
+
+
+@pytest.mark.parametrize("device", ["banana", "meta", "cpu:x"])
+def test_an_unusable_device_is_a_sentence(device: str) -> None:
+    with pytest.raises(BaseModelError, match=f"base.device: torch cannot use '{device}'"):
+        choose_device(device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")

@@ -47,7 +47,8 @@ def test_full_disk_keeps_what_was_there(tmp_path: Path, small_disk: None, place:
     write_folder(tmp_path / "1", save(3.0), "A stage")
     with pytest.raises(CheckpointError, match=r"Stage two could not be saved to .* disk is full") as caught:
         write_folder(tmp_path / place, save(4.0, 1_000_000), "Stage two")
-    assert "--resume" in caught.value.hint
+    assert "--resume for `nlft train`" in caught.value.hint
+    assert "the same command for `nlft compare`" in caught.value.hint
     assert load_file(tmp_path / "1" / "x.safetensors")["x"].tolist() == [3.0] * 10
     assert [path.name for path in tmp_path.iterdir()] == ["1"], "nothing half-written may stay"
 
@@ -65,6 +66,16 @@ def test_other_errors_pass_through(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         write_folder(tmp_path / "1", fail, "It")
     assert not (tmp_path / "1").exists()
+
+
+def test_an_interruption_leaves_nothing_half_written(tmp_path: Path) -> None:
+    def stop(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "1", stop, "It")
+    assert not list(tmp_path.iterdir())
 
 
 def test_finished_stages_stop_at_a_gap(tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ from nlft.run import run_method
 METHODS = ("full", "lora", "prototype", "product_key", "lora_replay")
 
 
+def lora_with(**peft: Any) -> dict[str, Any]:
+    return {"methods": {"x": {"kind": "lora", "lr": 1, "peft": peft}}}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_everything_behind(recipe: Callable[..., Any], method: str, tmp_path: Path) -> None:
     out = run_method(recipe(), method, tmp_path / "run")
@@ -158,8 +162,13 @@ def test_a_changed_base_is_a_failure(
             "'LORAX' is no PEFT method",
         ),
         ("x", {"methods": {"x": {"kind": "lora", "lr": 1, "peft": {"rank": 8}}}}, "has no field 'rank'"),
+        ("x", lora_with(r=0), r"methods\.x: PEFT cannot adapt this base"),
+        ("x", lora_with(r="abc"), r"methods\.x: PEFT cannot adapt this base"),
+        ("x", lora_with(target_modules=["foo"]), r"methods\.x: .*foo"),
+        ("x", {"methods": {"x": {"kind": "sparse_memory", "lr": 1, "layers": [9]}}}, r"methods\.x"),
         ("lora", {"base": {"model": "builtin:none"}}, "no built-in model"),
-        ("lora", {"train": {"max_length": 5}}, "more than the limit of 5"),
+        ("lora", {"base": {"device": "banana"}}, "torch cannot use 'banana'"),
+        ("lora", {"train": {"max_length": 5}}, r"tasks\.people\.train: .* more than the limit of 5"),
         (
             "lora",
             {"probes": [{"name": "p", "data": {"path": "builtin:world/base/probe", "limit": 4}, "metric": "accuracy"}]},
@@ -178,6 +187,31 @@ def test_what_cannot_run_leaves_nothing(
     with pytest.raises(NlftError, match=sentence):
         run_method(recipe(**changes), method, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_hint_that_several_rows_share_is_said_once(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        run_method(recipe(train={"max_length": 5}), "lora", tmp_path / "run")
+    assert len(caught.value.problems) > 3
+    assert str(caught.value).count("Set too_long to") == 1
+
+
+@pytest.mark.parametrize("place", ["file", "file/run", "/proc/nlft"])
+def test_a_folder_that_cannot_be_is_a_sentence(recipe: Callable[..., Any], place: str, tmp_path: Path) -> None:
+    from nlft.compare import compare
+
+    (tmp_path / "file").write_text("mine")
+    for call in (lambda: run_method(recipe(), "lora", tmp_path / place), lambda: compare(recipe(), tmp_path / place)):
+        with pytest.raises(NlftError, match=r"is a file, not a folder|cannot be (made|read)") as caught:
+            call()
+        assert "--out" in caught.value.hint
+
+
+def test_a_process_killed_at_its_first_file_does_not_block(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml.partial").write_text("name: ha")
+    run_method(recipe(), "lora", tmp_path / "run", report=False)
+    assert not (tmp_path / "run" / "config.yaml.partial").exists()
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/b", "", ".hidden"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,8 +37,21 @@ def open_console() -> Console:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # PEFT and accelerate still use the older of two names in transformers; a user can do nothing about it.
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
+    # PEFT corrects this setting for GPT-2's layers by itself, and says so for every layer.
+    warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
+
+
+@contextmanager
+def going_on(*words: str) -> Iterator[None]:
+    """Says after Ctrl-C how to go on: with `nlft` and these words, if there are any."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        how = f" Go on with: nlft {shlex.join(words)}" if words else ""
+        print(f"Interrupted.{how}", file=sys.stderr)
+        raise
 
 
 def fresh_folder(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -27,9 +28,14 @@ def cp(
         raise NlftError(f"{target} is there already.", "Choose another name, or overwrite it with --force.")
     if target.exists() and target.samefile(source):
         raise NlftError(f"{target} is the recipe itself.", "Choose another name.")
+    partial = target.with_name(f"{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(source.read_bytes())
+        partial.write_bytes(source.read_bytes())
+        partial.replace(target)
     except OSError as error:
         raise NlftError(f"{target} cannot be written: {error.strerror}.", "Choose another place.") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
     print(f"Wrote {target}. Run it with: nlft compare {target}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nlft.cli.argument import open_console
+from nlft.cli.argument import going_on, open_console
 
 
 def evaluate(
@@ -23,12 +23,14 @@ def evaluate(
     loaded = load_recipe(recipe) if recipe else None
     console = open_console()
 
-    from nlft.rescore import evaluate_run
+    with going_on():
+        from nlft.rescore import evaluate_run
 
+        lines = evaluate_run(run, loaded, console)
     table = Table("column", "metric", "rows", "base", "adapted", "difference")
     for column in table.columns[2:]:
         column.justify = "right"
-    for line in evaluate_run(run, loaded, console):
+    for line in lines:
         difference = f"{line.adapted - line.base:+.3f}"
         table.add_row(line.column, line.metric, str(line.n_rows), f"{line.base:.3f}", f"{line.adapted:.3f}", difference)
     console.print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,11 +30,13 @@ def report(
     print_report(run, open_console())
 
 
-def print_report(folder: Path, console: Console) -> None:
-    """Print the table of a result folder and say where the rest is."""
+def print_report(folder: Path, console: Console) -> dict[str, Any]:
+    """Print the table of a result folder and say where the rest is; gives the summary."""
     import json
 
     from nlft.report import table
 
-    console.print(table(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    console.print(table(summary))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, markup=False, highlight=False)
+    return summary

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nlft.cli.argument import Out, Overrides, RecipeName, open_console, output_folder
+from nlft.cli.argument import Out, Overrides, RecipeName, going_on, open_console, output_folder
 
 
 def train(
@@ -26,8 +26,16 @@ def train(
     loaded = load_recipe(recipe, overrides)
     console = open_console()
 
-    from nlft.run import run_method, single_method
+    words = ["train", recipe, *(overrides or [])]
+    with going_on(*words):
+        from nlft.run import run_method, single_method
 
-    _, name = single_method(loaded, method)
-    folder = output_folder(out, loaded.out, f"{loaded.name}-{name}")
-    print_report(run_method(loaded, method, folder, resume=resume, console=console), console)
+        _, name = single_method(loaded, method)
+        folder = output_folder(out, loaded.out, f"{loaded.name}-{name}")
+    try:
+        run_method(loaded, method, folder, resume=resume, console=console)
+    except KeyboardInterrupt:
+        begun = ["--resume"] if (folder / "config.yaml").is_file() else []
+        with going_on(*words, "--method", name, "--out", str(folder), *begun):
+            raise
+    print_report(folder, console)

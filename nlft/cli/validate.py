@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +11,17 @@ from nlft.cli.argument import Overrides, RecipeName
 if TYPE_CHECKING:
     from nlft.config import DataConfig, Recipe
     from nlft.document import Document, KeyPath
+    from nlft.errors import NlftError
+    from nlft.types import Row
+
+KNOWN_FIELDS = {"r", "lora_alpha", "lora_dropout", "target_modules"}
+"""Fields of LoRA that need no question to PEFT."""
 
 
 def validate(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a recipe and its data; loads no model.
 
-    Files and built-in data are read and every row is checked. Datasets on the Hub are not looked up.
+    Files and built-in data are read and every row is checked. What is on the Hub is not looked up.
     """
     from nlft.recipes import open_recipe
 
@@ -52,36 +57,118 @@ def _sections(recipe: Recipe) -> dict[KeyPath, tuple[str, DataConfig]]:
     return sections
 
 
-def _is_hub_id(path: str) -> bool:
-    """Whether a path is neither here nor spelt like a file."""
-    from nlft.data.file import SUFFIXES
-
-    is_here = path.startswith("builtin:") or Path(path).expanduser().exists()
-    return not is_here and not path.endswith(SUFFIXES) and bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path))
-
-
-def _check_base(recipe: Recipe, document: Document) -> list[str]:
-    model = recipe.base.model
-    if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
-        return [f"{document.where(('base', 'model'))}: base.model: there is no directory {model!r}."]
-    return []
-
-
 def _read_data(recipe: Recipe, document: Document) -> dict[str, str]:
     """Read what is on this machine; say so of what is not."""
-    from nlft.data.source import load
+    from nlft.data.source import Source, is_hub_id, load
     from nlft.errors import DataError, RecipeError
 
     found: dict[str, str] = {}
-    problems = _check_base(recipe, document)
+    sources: dict[str, Source] = {}
+    unread = False
+    problems: list[tuple[KeyPath, NlftError]] = [*_check_base(recipe), *_check_methods(recipe)]
     for path, (where, data) in _sections(recipe).items():
-        if _is_hub_id(data.path):
+        if is_hub_id(data.path):
             found[where] = f"{data.path}: a Hub dataset, not looked up"
             continue
         try:
-            found[where] = load(data, where).description
+            sources[where] = load(data, where)
+            found[where] = sources[where].description
         except DataError as error:
-            problems.append(f"{document.where(path)}: {error}")
+            problems.append((path, error))
+            unread = True
+    problems += _check_metrics(recipe, {where: tuple(source.rows) for where, source in sources.items()}, found)
     if problems:
-        raise RecipeError(problems, "Relative paths start at the current directory.")
+        said = [f"{document.where(path)}: {error}" for path, error in problems]
+        raise RecipeError(said, "Relative paths start at the current directory." if unread else "")
     return found
+
+
+def _check_base(recipe: Recipe) -> list[tuple[KeyPath, NlftError]]:
+    from nlft.errors import BaseModelError
+    from nlft.hub import model_location
+
+    try:
+        model_location(recipe.base.model)
+    except BaseModelError as error:
+        return [(("base", "model"), error)]
+    return []
+
+
+def _depth(recipe: Recipe) -> int | None:
+    """Number of the base's layers, if its config.json is on this machine and says so."""
+    import json
+
+    from nlft.errors import BaseModelError
+    from nlft.hub import model_location
+
+    try:
+        file = Path(model_location(recipe.base.model)) / "config.json"
+    except BaseModelError:
+        return None
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    text = config.get("text_config") or config
+    return text.get("num_hidden_layers") or text.get("n_layer")
+
+
+def _check_methods(recipe: Recipe) -> list[tuple[KeyPath, NlftError]]:
+    from nlft.errors import NlftError
+
+    found: list[tuple[KeyPath, NlftError]] = []
+    depth = _depth(recipe)
+    for name, method in recipe.methods.items():
+        if method.kind == "sparse_memory" and method.layers is not None and depth:
+            beyond = [layer for layer in method.layers if not 0 <= layer < depth]
+            if beyond:
+                message = f"methods.{name}.layers: {beyond[0]} is no layer of {recipe.base.model!r}."
+                found.append((("methods", name, "layers"), NlftError(message, f"It has 0 to {depth - 1}.")))
+        if method.kind == "lora" and not (method.peft_type == "LORA" and set(method.peft) <= KNOWN_FIELDS):
+            # Only PEFT knows its fields, and it brings torch with it.
+            from nlft.methods import build_method
+            from nlft.run import naming
+
+            try:
+                with naming(name):
+                    build_method(method)
+            except NlftError as error:
+                found.append((("methods", name), error))
+    return found
+
+
+def _check_metrics(
+    recipe: Recipe, rows: dict[str, tuple[Row, ...]], found: dict[str, str]
+) -> list[tuple[KeyPath, NlftError]]:
+    """What `train` would refuse of metrics and their rows; names what is not on this machine in `found`."""
+    from nlft.data.source import share_choices
+    from nlft.errors import NlftError
+    from nlft.measure.evaluation import check_evaluation
+    from nlft.measure.metric import METRICS
+    from nlft.types import Evaluation
+
+    problems: list[tuple[KeyPath, NlftError]] = []
+    wanted: list[tuple[KeyPath, str, str, str]] = []
+    for number, task in enumerate(recipe.tasks):
+        train = f"tasks.{task.name}.train"
+        wanted += [
+            (("tasks", number), f"tasks.{task.name}.{part}", train, task.metric)
+            for part in ("test", "seen")
+            if part == "test" or task.seen is not None
+        ]
+    wanted += [
+        (("probes", number), f"probes.{probe.name}.data", "", probe.metric)
+        for number, probe in enumerate(recipe.probes)
+    ]
+    for path, where, train, metric in wanted:
+        here = metric in METRICS or Path(metric.partition("#")[0]).expanduser().exists()
+        near = get_close_matches(metric, METRICS, n=1, cutoff=0.5)
+        if not here and near and "/" not in metric:
+            error = NlftError(f"{where}: the metric {metric!r} is unknown.", f"Did you mean {near[0]!r}?")
+            problems.append(((*path, "metric"), error))
+        elif not here:
+            found[f"{where} metric"] = f"{metric}: a Hub metric, not looked up"
+        elif where in rows and (not train or train in rows):
+            scored = share_choices(rows.get(train, ()), rows[where])
+            try:
+                check_evaluation(Evaluation(where, "task", "test", tuple(scored), metric))
+            except NlftError as error:
+                problems.append((path, NlftError(f"{where}: {error.message}", error.hint)))
+    return problems

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from nlft.config import Recipe
 from nlft.data.source import load, share_choices
-from nlft.errors import NlftError, RecipeError
+from nlft.errors import NlftError, combined
 from nlft.types import Evaluation, Row, Task
 
 
@@ -65,10 +65,8 @@ def load_domains(recipe: Recipe) -> Domains:
             Evaluation(entry.name, "probe", "test", read(entry.data, f"probes.{entry.name}.data"), entry.metric)
         )
     background = read(recipe.background, "background") if recipe.background else ()
-    if len(problems) == 1:
-        raise problems[0]
     if problems:
-        raise RecipeError([str(problem) for problem in problems])
+        raise combined(problems)
     return Domains(tuple(tasks), tuple(probes), background, tuple(descriptions))
 
 
@@ -85,3 +83,28 @@ def overlaps(domains: Domains) -> list[str]:
         if count:
             sentences.append(f"{count} of {len(rows)} test rows of task {task.name!r} are also train rows.")
     return sentences
+
+
+def unseen_labels(domains: Domains) -> list[str]:
+    """One sentence for each task with test rows whose label no train row has, so that it cannot be learned."""
+    sentences = []
+    for task in domains.tasks:
+        rows = next(e for e in task.evaluations if e.split == "test").rows
+        # Label rows share one set of choices, in the train part as in the test part.
+        if any(len({row.choices for row in part}) != 1 or not part[0].choices for part in (task.train, rows)):
+            continue
+        learned = {row.completion for row in task.train}
+        unseen = [row.completion for row in rows if row.completion not in learned]
+        if unseen:
+            names = sorted(set(unseen))
+            shown = ", ".join(map(repr, names[:5])) + (" …" if len(names) > 5 else "")
+            sentences.append(
+                f"{len(unseen)} of {len(rows)} test rows of task {task.name!r} have a label that no train row has"
+                f" ({shown})."
+            )
+    return sentences
+
+
+def remarks(domains: Domains) -> list[str]:
+    """What is odd about the rows and yet allowed, in sentences."""
+    return [*overlaps(domains), *unseen_labels(domains)]

@@ -38,7 +38,10 @@ LAYOUTS = (
     " prompt + choices + gold, messages (or conversations), text + label, text."
     " Other names can be given with `columns`, as `columns: {prompt: my_column}`."
 )
-_ROLES = {"human": "user", "gpt": "assistant"}
+_ROLES = {"human": "user", "gpt": "assistant"} | {
+    role: role for role in ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+}
+"""A turn's role as files spell it, and as chat templates do."""
 
 
 def find_columns(found: Sequence[str], own: Mapping[str, str]) -> dict[str, str]:
@@ -205,9 +208,15 @@ def _turn(source: str, number: int, turn: Any) -> Message:
             f"{source}: turn {number} is {_short(turn)}.",
             'A turn has the texts "role" and "content" (or "from" and "value").',
         )
-    if role == "assistant" and not content.strip():
+    if _ROLES.get(role) == "assistant" and not content.strip():
         raise DataError(f"{source}: turn {number} of the assistant is empty.", "Correct or remove the row.")
-    return Message(_ROLES.get(role, role), _encodable(source, "content", content))
+    if role not in _ROLES:
+        near = difflib.get_close_matches(role.lower(), _ROLES, n=1)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(
+            f"{source}: turn {number} has the unknown role {_short(role)}.{guess}", f"Known are {', '.join(_ROLES)}."
+        )
+    return Message(_ROLES[role], _encodable(source, "content", content))
 
 
 def _text(record: Record, column: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 from nlft.config import DataConfig
 from nlft.data.file import SUFFIXES, Record, is_saved_dataset, nearest_name, read, records_of
 from nlft.data.format import TITLES, Format, detect_format, find_columns, to_rows, used_columns, with_choices
-from nlft.errors import DataError
+from nlft.errors import DataError, reason
+from nlft.hub import is_dataset_id, offline_unless_reachable
 from nlft.types import Row
 
 WORLD = "builtin:world/"
@@ -96,26 +96,33 @@ def _load_world(config: DataConfig) -> Source:
 
 
 def _read_hub(config: DataConfig, path: Path) -> list[Record]:
-    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", config.path)
-    if not is_id or path.suffix.lower() in (*SUFFIXES, ".txt", ".tsv", ".gz", ".zip"):
+    if not is_hub_id(config.path):
         raise DataError(f"There is no file or directory {config.path!r}.", nearest_name(path))
     import datasets
+    from datasets import config as settings
     from datasets.exceptions import DatasetsError
 
-    try:
-        dataset = datasets.load_dataset(
-            config.path, name=config.name, split=config.split, revision=config.revision, streaming=False
-        )
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(
-            f"{config.path!r} is no file or directory here, and the Hub did not give it: {reason}",
-            f"{nearest_name(path)} For a Hub dataset, check its id, `name`, `split`, your network and login.",
-        ) from error
+    with offline_unless_reachable(settings) as reachable:
+        try:
+            dataset = datasets.load_dataset(
+                config.path, name=config.name, split=config.split, revision=config.revision, streaming=False
+            )
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+            said = reason(error) if reachable else "it cannot be reached, and its cache does not hold it."
+            raise DataError(
+                f"{config.path!r} is no file or directory here, and the Hub did not give it: {said}",
+                f"{nearest_name(path)} For a Hub dataset, check its id, `name`, `split`, your network and login.",
+            ) from error
     records = records_of(dataset, config.path)
     if not records:
         raise DataError(f"The split {config.split!r} of {config.path!r} has no rows.", "Choose another split.")
     return records
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a data section's path names a dataset on the Hub."""
+    here = path.startswith("builtin:") or Path(path).expanduser().exists()
+    return not here and is_dataset_id(path, (*SUFFIXES, ".txt", ".tsv", ".gz", ".zip"))
 
 
 def _refuse(config: DataConfig, keys: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nlft.data.chat import assistant_spans, check_template, render, special_tokens
@@ -20,24 +20,27 @@ class Encoded:
 
     `labels[i]` is `ids[i]` where token i is a target and `IGNORE` elsewhere (not shifted, as Hugging Face
     models expect); the first is always `IGNORE`, for nothing predicts it. `n_bytes` counts the UTF-8 bytes of
-    the target text; the end token has none.
+    the target text; the end token has none. Rows with one `cluster` are about the same thing.
     """
 
     ids: list[int]
     labels: list[int]
     n_bytes: int
+    cluster: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
     """A whole row before it is fitted: tokens, the ranges [lo, hi) among them that are targets, and what goes
-    around them. `begin` is the character from which target text counts."""
+    around them. `begin` is the character from which target text counts, `own` the first token that holds some of
+    the completion's own text rather than the join before it."""
 
     tokens: Tokens
     spans: list[tuple[int, int]]
     bos: list[int]
     eos: list[int]
     begin: int = 0
+    own: int = 0
     special: frozenset[int] = frozenset()
 
 
@@ -112,7 +115,9 @@ def _plain_drafts(rows: Sequence[Row], tokenizer: Any) -> list[_Draft]:
     for row, tokens in zip(rows, tokenise(texts, tokenizer, markup=False), strict=True):
         lo = tokens_before(tokens, len(row.prompt), tokenizer, markup=False) if row.prompt else 0
         spans = [(lo, len(tokens.ids))]
-        drafts.append(_Draft(tokens, spans, bos, eos if row.prompt else [], len(row.prompt)))
+        at = len(tokens.text) - len(row.completion.lstrip()) if row.prompt else 0
+        own = tokens_before(tokens, at, tokenizer, markup=False)
+        drafts.append(_Draft(tokens, spans, bos, eos if row.prompt else [], len(row.prompt), own))
     return drafts
 
 
@@ -129,7 +134,7 @@ def _chat_drafts(rows: Sequence[Row], tokenizer: Any) -> list[_Draft]:
         ended = any(i in special for i in tokens.ids[max(last - 1, 0) :])
         # What follows the last target is never read by one, so it is left out.
         kept = Tokens(tokens.text, tokens.ids[:last], tokens.ends and tokens.ends[:last])
-        drafts.append(_Draft(kept, spans, [], [] if ended else eos, 0, special))
+        drafts.append(_Draft(kept, spans, [], [] if ended else eos, 0, 0, special))
     return drafts
 
 
@@ -143,17 +148,23 @@ def _fit(row: Row, draft: _Draft, tokenizer: Any, max_length: int, too_long: Too
         labels[-1] = ids[-1]
     labels[:1] = [IGNORE]
     first = next((i for i, label in enumerate(labels) if label != IGNORE), len(ids))
-    # An end token alone is no lesson: the completion itself must give a token.
-    if first >= len(ids) - len(draft.eos):
+    # An end token or the space before a completion is no lesson: its own text must give a token.
+    text = (head + i for lo, hi in draft.spans for i in range(max(lo, draft.own), hi))
+    if not any(labels[i] != IGNORE and ids[i] not in draft.special for i in text):
+        why = "nothing after its first token is to be learned"
+        if row.prompt:
+            why = f"the base's tokenizer has no token for the text of its completion {row.completion!r}"
         raise DataError(
-            f"{row.source or 'A row'} has no target token: nothing after its first token is to be learned.",
+            f"{row.source or 'A row'} has no target token: {why}.",
             "Correct or remove the row; check that the tokenizer belongs to the base.",
         )
 
     def part(context: list[int], lo: int, hi: int) -> Encoded:
         spans = [(max(a, lo - head), min(b, hi - head)) for a, b in draft.spans]
         n_bytes = sum(count_bytes(draft.tokens, a, b, draft.begin, draft.special, tokenizer) for a, b in spans if a < b)
-        return Encoded(context + ids[lo:hi], [IGNORE] * len(context) + labels[lo:hi], n_bytes)
+        return Encoded(
+            context + ids[lo:hi], [IGNORE] * len(context) + labels[lo:hi], n_bytes, row.cluster or row.source
+        )
 
     if len(ids) <= max_length:
         return [part(ids[:1], 1, len(ids))]

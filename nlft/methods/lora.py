@@ -13,8 +13,10 @@ from torch import nn
 
 from nlft.base import FrozenBase
 from nlft.config import LoraConfig
-from nlft.errors import NlftError
+from nlft.errors import NlftError, reason
 from nlft.methods.replay import Trainable
+
+FIELDS_HINT = "Correct the fields under its key `peft`."
 
 
 class Lora(Trainable):
@@ -33,8 +35,8 @@ class Lora(Trainable):
             torch.manual_seed(seed)
             try:
                 return get_peft_model(base.model, self.peft_config)
-            except ValueError as error:
-                raise NlftError(f"PEFT cannot adapt this base: {error}", "Mend methods.<name>.peft.") from error
+            except (TypeError, ValueError) as error:
+                raise NlftError(f"PEFT cannot adapt this base: {reason(error)}", FIELDS_HINT) from error
 
     def save(self, model: Any, folder: Path) -> None:
         """Writes a PEFT directory."""
@@ -65,6 +67,4 @@ def build_peft_config(peft_type: str, settings: dict[str, Any]) -> PeftConfig:
     try:
         return config_class(**{"task_type": TaskType.CAUSAL_LM, **settings})
     except (TypeError, ValueError) as error:
-        raise NlftError(
-            f"PEFT refuses the fields of {config_class.__name__}: {error}", "Mend methods.<name>.peft."
-        ) from error
+        raise NlftError(f"PEFT refuses the fields of {config_class.__name__}: {reason(error)}", FIELDS_HINT) from error

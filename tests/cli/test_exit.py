@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,12 +96,17 @@ def test_validate_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None
         (
             OSError(errno.ENOSPC, "No space left on device", "/x/y"),
             2,
-            "No space left on the disk while writing /x/y.",
+            "No space left on the disk while writing /x/y.\nFree some space, then run the same command again.\n",
         ),
         (
             ValueError("the sum is wrong\nand more"),
             1,
             "nlft: ValueError: the sum is wrong\nRun again with --debug",
+        ),
+        (
+            ValueError("it is one of:\n(1) this,\n(2) or that.\nand more"),
+            1,
+            "nlft: ValueError: it is one of: (1) this, (2) or that.\n",
         ),
         (KeyboardInterrupt(), 130, ""),
     ],
@@ -126,6 +134,86 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], args: tup
     assert code == 2
     assert "Traceback" in err
     assert "There is no recipe called 'nothing'." in err
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("base.model=builtin:big", "there is no built-in model 'builtin:big'"),
+        ("base.model=law.jsonl", "is a file, not a model's directory"),
+        ("base.model=.", "'.' is no model: it has no config.json"),
+        ("tasks.law.metric=accuracy", "law.jsonl:1 has 0 choices"),
+        ("tasks.law.metric=exactmatch", "the metric 'exactmatch' is unknown. Did you mean 'exact_match'?"),
+        ("tasks.law.test=text.jsonl", "text.jsonl:1 is plain text without a prompt"),
+        ("methods.lora.peft.rank=3", "methods.lora: LoraConfig has no field 'rank'"),
+        ("methods.lora.peft_type=LORAX", "peft_type 'LORAX' is no PEFT method"),
+        ("methods.m={kind: sparse_memory, lr: 1, layers: [9]}", "methods.m.layers: 9 is no layer of 'builtin:tiny'"),
+    ],
+)
+def test_validate_refuses_what_train_refuses(capsys: pytest.CaptureFixture[str], override: str, said: str) -> None:
+    Path("text.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+    code, out, err = call(capsys, "validate", "r.yaml", "background=text.jsonl", override)
+    assert (code, out) == (2, "")
+    assert said in err and override in err
+
+
+def test_interrupted_verbs_say_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nlft.compare
+    import nlft.run
+
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nlft.run, "run_method", stop)
+    monkeypatch.setattr(nlft.compare, "compare", stop)
+    again = "Interrupted. Go on with: nlft train r.yaml train.steps=3 --method lora --out runs/small-lora"
+    code, _, err = call(capsys, "train", "r.yaml", "train.steps=3")
+    assert (code, err) == (130, f"{again}\n")
+    Path("runs/small-lora").mkdir(parents=True)
+    Path("runs/small-lora/config.yaml").touch()
+    assert call(capsys, "train", "r.yaml", "train.steps=3")[::2] == (130, f"{again} --resume\n")
+    code, _, err = call(capsys, "compare", "r.yaml", "--out", "c")
+    assert (code, err) == (130, "Interrupted. Go on with: nlft compare r.yaml --out c\n")
+
+
+def test_peft_says_nothing_about_what_it_corrects(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import warnings
+
+    from peft import LoraConfig, get_peft_model
+
+    from nlft.cli.argument import open_console
+
+    monkeypatch.setattr("os.environ", {**os.environ})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        open_console()
+        get_peft_model(make_model("gpt2"), LoraConfig(target_modules=["c_proj"], task_type="CAUSAL_LM"))
+    assert [str(one.message) for one in said if "fan_in_fan_out" in str(one.message)] == []
+
+
+def test_a_comparison_with_a_failed_run_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    import nlft.compare
+    import nlft.report
+
+    def compare(recipe: object, out: Path, *, console: object) -> Path:
+        out.mkdir()
+        runs = [{"run_id": "a", "status": "ok"}, {"run_id": "b", "status": "failed: it diverged"}]
+        (out / "summary.json").write_text(json.dumps({"runs": runs}))
+        return out
+
+    monkeypatch.setattr(nlft.compare, "compare", compare)
+    monkeypatch.setattr(nlft.report, "table", lambda summary: "table")
+    code, out, _ = call(capsys, "compare", "r.yaml", "--out", "c")
+    assert code == 1
+    assert "1 of 2 runs failed: b." in out and "Report: c/report.html" in out
 
 
 def test_unknown_options_and_verbs(capsys: pytest.CaptureFixture[str]) -> None:

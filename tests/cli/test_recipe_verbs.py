@@ -58,6 +58,18 @@ def test_cp_never_overwrites(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("demo.yaml").read_bytes() == original
 
 
+def test_cp_on_a_full_disk_leaves_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_bytes(path: Path, data: bytes) -> None:
+        path.open("wb").close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    code, said = call(capsys, "cp", "demo")
+    assert code == 2
+    assert "demo.yaml cannot be written: No space left on device." in said
+    assert list(Path().iterdir()) == []
+
+
 def test_cp_into_folders(capsys: pytest.CaptureFixture[str]) -> None:
     Path("there").mkdir()
     assert call(capsys, "cp", "demo", "there")[0] == 0
@@ -87,7 +99,7 @@ def test_demo_never_writes_into_an_old_folder(
     def compare(recipe: Recipe, out: Path, *, console: object) -> Path:
         calls.append((recipe.train.steps, out))
         out.mkdir(parents=True)
-        (out / "summary.json").write_text(json.dumps({"folder": str(out)}))
+        (out / "summary.json").write_text(json.dumps({"folder": str(out), "runs": []}))
         return out
 
     monkeypatch.setitem(sys.modules, "nlft.compare", types.SimpleNamespace(compare=compare))

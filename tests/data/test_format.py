@@ -169,3 +169,10 @@ def test_wrong_columns(tmp_path):
     assert hint == "Did you mean 'frage'?"
     message, hint = failure_of(tmp_path / "r.jsonl", records, columns={"promt": "frage"})
     assert message.endswith("columns: 'promt' is no column that nlft reads.") and hint == "Did you mean 'prompt'?"
+
+
+def test_an_unknown_role_is_an_error(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "asistant", "content": "b"}]
+    message, hint = failure_of(tmp_path / "r.jsonl", [{"messages": turns}])
+    assert message == "r.jsonl:1: turn 2 has the unknown role 'asistant'. Did you mean 'assistant'?"
+    assert "system" in hint

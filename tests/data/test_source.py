@@ -13,6 +13,12 @@ from nlft.data.source import load, load_rows, share_choices
 from nlft.types import Row
 
 
+@pytest.fixture(autouse=True)
+def network(monkeypatch) -> None:
+    """Tests behave as if the Hub answered, whether or not it does."""
+    monkeypatch.setattr("nlft.hub.is_reachable", lambda endpoint: True)
+
+
 def test_hub(monkeypatch, tmp_path):
     import datasets
 
@@ -54,6 +60,35 @@ def test_hub_failure_is_a_sentence(monkeypatch, tmp_path, kind):
     reason = str(error).split("\n")[0]
     assert message == f"tasks.a.train: 'things' is no file or directory here, and the Hub did not give it: {reason}"
     assert hint.startswith("Did you mean 'thinks'?") and "`name`" in hint
+
+
+def test_without_network_the_cache_alone_is_asked(monkeypatch, tmp_path):
+    """The Hub's client would retry for half a minute."""
+    import datasets
+    from datasets import config as settings
+    from huggingface_hub import constants
+
+    def load_dataset(*args: Any, **options: Any) -> Any:
+        assert constants.is_offline_mode() and settings.HF_HUB_OFFLINE
+        raise ConnectionError("offline mode is enabled")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("nlft.hub.is_reachable", lambda endpoint: False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    message, _ = failure(path="someone/things")
+    assert message.endswith("the Hub did not give it: it cannot be reached, and its cache does not hold it.")
+    assert not constants.is_offline_mode() and not settings.HF_HUB_OFFLINE
+
+
+def test_a_name_in_a_folder_that_is_here_is_no_hub_id(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pets-train").mkdir()
+    message, hint = failure(path="data/pets-trian")
+    assert message == "There is no file or directory 'data/pets-trian'."
+    assert hint == "Did you mean 'data/pets-train'?"
 
 
 def test_built_in_world():

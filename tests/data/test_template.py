@@ -234,6 +234,20 @@ def test_a_row_without_targets_is_an_error():
     assert one(Row("", "the"), words()).labels == [X, 4]
 
 
+def test_the_space_before_a_completion_is_no_lesson():
+    """A tokenizer that has no token for a text drops it; what is left is the join."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    letters = Tokenizer(models.BPE({"a": 0, "b": 1, " ": 2, "<e>": 3}, []))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="<e>")
+    assert one(Row("a", "b", join=" "), tokenizer).labels == [X, 2, 1, 3]
+    for row in (Row("a", "ж", join=" ", source="r.jsonl:3"), Row("a", " ж", source="r.jsonl:3")):
+        message, _ = failure(row, tokenizer)
+        assert message.startswith("r.jsonl:3 has no target token: the base's tokenizer has no token for")
+        assert "ж" in message
+
+
 def test_preview_marks_the_targets(stories):
     encoded = one(Row("What is red?", "A colour.", join=" "), stories)
     assert preview(encoded, stories) == "<s> What is red?⟦ A colour.</s>⟧"
