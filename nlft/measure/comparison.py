@@ -18,7 +18,7 @@ from nlft.measure.frontier import (
     read_envelope,
     reference_of,
 )
-from nlft.measure.interval import sign_flip_p
+from nlft.measure.interval import ratio_interval, sign_flip_p
 
 Run = Mapping[str, Any]
 Cell = tuple[Any, ...]
@@ -155,11 +155,15 @@ def _over_cells(
         if not math.isnan(own.value) and not math.isnan(other.value):
             pairs.append((own.value, other.value))
     values = [own for own, _ in pairs]
+    nothing_to_say = method == reference
+    ratio_low, ratio_high = ratio_interval(values, [other for _, other in pairs])
     return {
         "n": len(pairs),
         "low": min(values, default=math.nan),
         "high": max(values, default=math.nan),
-        "p_signflip": sign_flip_p([own - other for own, other in pairs]) if method != reference else math.nan,
+        "p_signflip": math.nan if nothing_to_say else sign_flip_p([own - other for own, other in pairs]),
+        "ratio_low": math.nan if nothing_to_say else ratio_low,
+        "ratio_high": math.nan if nothing_to_say else ratio_high,
     }
 
 

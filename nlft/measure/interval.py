@@ -120,6 +120,22 @@ def sign_flip_p(differences: ArrayLike) -> float:
     return float(result.pvalue)
 
 
+def ratio_interval(own: ArrayLike, other: ArrayLike, draws: int = 9999, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap over paired runs of `mean(own) / mean(other)`.
+
+    (NaN, NaN) for fewer than two pairs, or if the other mean is not above zero in every draw.
+    """
+    a, b = np.asarray(own, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    if len(a) < 2:
+        return math.nan, math.nan
+    chosen = np.random.default_rng(seed).integers(len(a), size=(draws, len(a)))
+    below = b[chosen].mean(axis=1)
+    if not (below > 0).all():
+        return math.nan, math.nan
+    low, high = np.percentile(a[chosen].mean(axis=1) / below, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def _difference(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """[n, 4] sums of value * weight and weight, before and after, to differences [n]."""
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -151,8 +151,8 @@ def matched_grid(summary: Summary, moment: str) -> Grid | None:
     )
     if any(runs["n"] > 1 for level in matched for runs in level["runs"].values()):
         caption += (
-            " Brackets: least and largest of the pairs of runs with the same seed and order; p: exact sign-flip test"
-            " against the reference over these pairs (n pairs cannot give less than 2/2ⁿ)."
+            " Brackets: least and largest of the pairs of runs with the same seed and order; 95 %: bootstrap over these"
+            " pairs; p: exact sign-flip test against the reference (n pairs cannot give less than 2/2ⁿ)."
         )
     return Grid([f"learning {when}", *methods], body, caption)
 
@@ -164,9 +164,11 @@ def _matched_cell(level: Mapping[str, Any], method: str, unit: str) -> str:
     text = show_loss(lost, unit, False)
     if method == level["reference"]:
         text += " (reference)"
-    elif ratio is not None:
-        text += f" (×{ratio:.2g})"
     runs = level["runs"].get(method, {"n": 0})
+    if method != level["reference"] and ratio is not None:
+        known = runs.get("ratio_low") is not None
+        interval = f", 95 % {runs['ratio_low']:.2g} to {runs['ratio_high']:.2g}" if known else ""
+        text += f" (×{ratio:.2g}{interval})"
     if runs["n"] > 1:
         text += f"\n[{show_loss(runs['low'], unit, False)}, {show_loss(runs['high'], unit, False)}]"
         if runs["p_signflip"] is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nlft.errors import DataError
-from nlft.measure.interval import paired_difference, sign_flip_p, wilson
+from nlft.measure.interval import paired_difference, ratio_interval, sign_flip_p, wilson
 
 
 def difference(before: list[float], after: list[float], clusters: list[int] | None = None, **options: object):
@@ -116,3 +116,12 @@ def test_sign_flip_is_exact(differences: list[float], p: float) -> None:
 
 def test_sign_flip_needs_two_pairs_of_numbers() -> None:
     assert math.isnan(sign_flip_p([0.2])) and math.isnan(sign_flip_p([0.2, math.nan]))
+
+
+def test_ratio_interval():
+    low, high = ratio_interval([1, 2, 3, 4], [10, 20, 30, 40])
+    assert (low, high) == pytest.approx((0.1, 0.1))
+    low, high = ratio_interval([0, 0, 0, 4], [10, 10, 10, 10])
+    assert low == 0.0 and 0.1 < high <= 0.4
+    assert all(math.isnan(limit) for limit in ratio_interval([1, 2], [0, 0]))
+    assert all(math.isnan(limit) for limit in ratio_interval([1], [2]))
