@@ -31,7 +31,9 @@ class _Captured(Exception):
     """Every block has been seen; the rest of the forward pass is not needed."""
 
 
-def block_inputs(model: Any, blocks: Sequence[str], batches: Iterable[Batch], first: bool = False) -> Iterator[Inputs]:
+def block_inputs(
+    model: Any, blocks: Sequence[str], batches: Iterable[Batch], first: bool = False, last: bool = True
+) -> Iterator[Inputs]:
     """Streams the inputs of blocks, batch by batch.
 
     Tokens that are padding are left out, and so is the first token of every row: it acts as an attention sink
@@ -43,6 +45,7 @@ def block_inputs(model: Any, blocks: Sequence[str], batches: Iterable[Batch], fi
         blocks: full names of modules of the base model.
         batches: `input_ids` and `attention_mask`, each [B, T] int64; either side may be padded.
         first: keep the first token of every row too.
+        last: keep the last token of every row too, after which nothing is predicted.
     """
     root = model.get_base_model() if hasattr(model, "get_base_model") else model
     modules = {name: root.get_submodule(name) for name in blocks}
@@ -50,6 +53,8 @@ def block_inputs(model: Any, blocks: Sequence[str], batches: Iterable[Batch], fi
     for batch in batches:
         ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
         kept = mask != 0 if first else (mask != 0) & (mask.cumsum(dim=1) > 1)
+        if not last:
+            kept &= mask.flip(1).cumsum(dim=1).flip(1) > 1
         with inference(root):
             captured = run_until_captured(model, modules, ids, mask)
             flat = kept.flatten()

@@ -60,6 +60,29 @@ def test_block_inputs_leave_out_padding_and_the_first_token():
     torch.testing.assert_close(every.states[block][5], seen[0][1, 0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("first", "last", "counts"),
+    [
+        (True, True, [5, 1, 3, 2]),
+        (True, False, [4, 0, 2, 1]),
+        (False, True, [4, 0, 2, 1]),
+        (False, False, [3, 0, 1, 0]),
+    ],
+)
+def test_block_inputs_leave_out_the_ends_of_rows(side, first, last, counts):
+    model = tiny()
+    block = find_blocks(model)[1]
+    data = batch([5, 1, 3, 2], 7, side=side)
+    (every,) = block_inputs(model, [block], [data], first=True)
+    (inputs,) = block_inputs(model, [block], [data], first=first, last=last)
+    assert torch.bincount(inputs.rows, minlength=4).tolist() == counts
+    kept = [
+        states[0 if first else 1 : len(states) if last else -1] for states in every.states[block].split([5, 1, 3, 2])
+    ]
+    assert torch.equal(inputs.states[block], torch.cat(kept))
+
+
 @pytest.mark.parametrize("other", [batch([5, 2, 4], 5), batch([5, 2, 4], 11), batch([5, 2, 4], 9, side="left")])
 def test_block_inputs_do_not_depend_on_padding(other):
     model = tiny()

@@ -75,6 +75,18 @@ def test_values_arrive(recipe_path: str) -> None:
         ("methods.full={kind: full, lr: 1e-5}", lambda r: r.methods["full"].lr == 1e-5),
         ("base.revision=a=b", lambda r: r.base.revision == "a=b"),
         ("train.max_length=", lambda r: r.train.max_length is None),
+        (
+            "methods.lora.gate=prototype",
+            lambda r: (r.methods["lora"].gate.kind, r.methods["lora"].gate.decay) == ("prototype", 1),
+        ),
+        ("methods.memory.gate.layer=2", lambda r: r.methods["memory"].gate.layer == 2),
+        ("methods.memory.retention=1%", lambda r: r.methods["memory"].retention.budget == 0.01),
+        ("methods.memory.retention=0.5 %", lambda r: r.methods["memory"].retention.budget == 0.005),
+        ("methods.memory.retention=0.02", lambda r: r.methods["memory"].retention.budget == 0.02),
+        (
+            "methods.memory.retention={budget: 2%, of: tokens}",
+            lambda r: (r.methods["memory"].retention.budget, r.methods["memory"].retention.of) == (0.02, "tokens"),
+        ),
     ],
 )
 def test_overrides(recipe_path: str, override: str, read) -> None:
@@ -187,7 +199,9 @@ def test_errors_across_sections(recipe_path: str) -> None:
     needs = "methods.memory: needs `background`: general text for its statistics or replay."
     assert problems_of(GOOD.replace("background: text.jsonl\n", "")) == [f"r.yaml:10: {needs}"]
     twice = "'law' is the name of a task and of a probe; rename one."
-    assert problems_of(GOOD, ["probes=[{name: law, data: x}]"]) == [f"r.yaml: {twice}"]
+    assert problems_of(GOOD, ["probes=[{name: law, data: x}]"]) == [
+        f"r.yaml and override probes=[{{name: law, data: x}}]: {twice}"
+    ]
     again = "tasks: the name 'law' is used twice; give every entry a name of its own."
     assert problems_of(GOOD.replace("background", "  - {name: law, train: x, test: y}\nbackground")) == [
         f"r.yaml:2: {again}"
@@ -238,3 +252,47 @@ def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RecipeError, match=r"without a config\.yaml"):
         load_recipe(".")
     assert find_recipe("demo").name == "demo.yaml"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("tasks.law.name=two", "r.yaml:2 and override tasks.law.name=two: tasks: the name 'two' is used twice"),
+        ("methods.x.lr=1", "override methods.x.lr=1: methods.x.kind: this key is missing"),
+    ],
+)
+def test_a_mistake_of_an_override_names_it(recipe_path: str, override: str, said: str) -> None:
+    two = GOOD.replace("background:", "  - {name: two, train: a.jsonl, test: a.jsonl}\nbackground:")
+    (problem,) = problems_of(two, ["train.steps=5", override])
+    assert problem.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("methods.memory.gate=prototyp", "methods.memory.gate.kind: 'prototyp' is not possible"),
+        ("methods.memory.gate.decay=1.5", "methods.memory.gate.decay: must be 1 or less, not 1.5"),
+        ("methods.memory.gate.layer=-1", "methods.memory.gate.layer: must be 0 or more, not -1"),
+        ("methods.memory.gate.slot=5", "methods.memory.gate.slot: unknown key; did you mean 'slots'?"),
+        ("methods.memory.retention=0%", "methods.memory.retention.budget: must be greater than 0"),
+        ("methods.memory.retention=100%", "methods.memory.retention.budget: must be less than 1"),
+        ("methods.memory.retention=1", "methods.memory.retention.budget: must be less than 1"),
+        ("methods.memory.retention=a lot", "methods.memory.retention.budget: must be a number, not 'a lot'"),
+        ("methods.memory.retention=1.2.3%", "methods.memory.retention.budget: must be a number, not '1.2.3%'"),
+        ("methods.memory.retention=[1%]", "methods.memory.retention.budget: must be a number"),
+        ("methods.memory.retention.of=row", "methods.memory.retention.of: 'row' is not possible"),
+        ("methods.lora.retention=1%", "methods.lora: `retention` and `layers` belong to a gate; add `gate: prototype`"),
+        ("methods.lora.layers=[1]", "methods.lora: `retention` and `layers` belong to a gate; add `gate: prototype`"),
+    ],
+)
+def test_gates_and_budgets(recipe_path: str, override: str, said: str) -> None:
+    [problem] = problems_of(GOOD, [override])
+    assert said in problem
+
+
+def test_a_gate_needs_a_background(recipe_path: str) -> None:
+    lora = GOOD.replace("  memory:\n    kind: sparse_memory\n    lr: [1e-3, 3e-3]\n", "").replace(
+        "background: text.jsonl\n", ""
+    )
+    (problem,) = problems_of(lora, ["methods.lora.gate=prototype"])
+    assert "methods.lora: needs `background`" in problem

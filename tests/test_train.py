@@ -41,7 +41,7 @@ def run_stage(model: Any, rows: list[Encoded], events: Events | None = None, **o
     background = options.pop("background", [])
     method = build_method(method_config)
     model.requires_grad_(options.pop("trainable", True))
-    method.begin_task(model, TaskContext("t", rows, [], background, 8, 0, 0))
+    method.begin_task(model, TaskContext("t", rows, [], background, 1, 1, 8, 0, 0))
     config = TrainConfig(batch_size=8, **options)
     return train_stage(
         model,

@@ -12,6 +12,10 @@ def build_method(config: FullConfig | LoraConfig | SparseMemoryConfig) -> Method
         from nlft.methods.full import Full
 
         return Full(config)
+    if isinstance(config, LoraConfig) and config.gate is not None:
+        from nlft.methods.gated_lora import GatedLora
+
+        return GatedLora(config)
     if isinstance(config, LoraConfig):
         from nlft.methods.lora import Lora
 

@@ -25,6 +25,10 @@ class TaskContext:
     """Train rows of finished tasks, for calibration and replay."""
     background: Sequence[Encoded]
     """General text, for calibration and replay."""
+    number: int
+    """Which task of the run this is, from 1."""
+    n_tasks: int
+    """Tasks of the whole run, which share a retention budget."""
     batch_size: int
     pad_id: int
     seed: int

@@ -12,6 +12,8 @@ from nlft.data.batch import Sampler, collate
 from nlft.data.template import Encoded
 from nlft.methods.protocol import TaskContext
 from nlft.ops.loss import target_loss
+from nlft.pathways.provenance import note_task
+from nlft.pathways.task import TaskPeftConfig
 
 
 class Replay:
@@ -51,8 +53,11 @@ class Trainable:
         self.replay = Replay(config.replay)
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> None:
-        """Starts replay."""
+        """Starts replay, and notes where the task comes from if the adapter keeps its tasks apart."""
         self.replay.begin_task(context)
+        config = getattr(model, "peft_config", {}).get("default")
+        if isinstance(config, TaskPeftConfig):
+            note_task(config, context.name, context.train, replay=self.replay.batches is not None)
 
     def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """AdamW (Loshchilov & Hutter 2019) in its fused form."""

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from peft import PeftModel, TaskType, get_peft_model
 from torch import nn
 
 import nlft
 from nlft.base import FrozenBase, find_blocks
 from nlft.calibrate import calibrate_base
-from nlft.config import SparseMemoryConfig
-from nlft.data.batch import in_batches
+from nlft.config import RetentionConfig, SparseMemoryConfig
 from nlft.data.template import Encoded
+from nlft.errors import NlftError
+from nlft.methods.calibration import CALIBRATION_BATCH, Parts, gate_fields, place_gate, split_context
 from nlft.methods.protocol import TaskContext
 from nlft.methods.replay import Trainable
-from nlft.pathways.sparse_memory.addressing import (
-    product_key_half_keys,
-    product_key_rows,
-    prototype_addresses,
-)
+from nlft.ops.risk import allowance
+from nlft.pathways.prototype import held_out_batches, prototype_addresses, read_addresses
+from nlft.pathways.shift import set_shift
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.sparse_memory.model import (
     begin_task,
     end_task,
+    memories,
     memory_layers,
     set_half_keys,
     set_statistics,
 )
+from nlft.pathways.sparse_memory.product_key import (
+    background_reads,
+    check_health,
+    keep_moved,
+    open_tables,
+    product_key_half_keys,
+    product_key_rows,
+)
+from nlft.pathways.sparse_memory.tally import RowSGD, Tally
+from nlft.retain import choose_shift, count_clusters
 
-CALIBRATION_BATCH = 64
-"""Rows of a calibration forward pass."""
+
+class Pending(NamedTuple):
+    """What is needed to set a task's thresholds once it has been trained."""
+
+    task: str
+    held_out: list[Encoded]
+    pad_id: int
+    budget: float
+    """Share of predictions that this task and all before it may lose together."""
 
 
 class SparseMemory(Trainable):
@@ -43,16 +61,37 @@ class SparseMemory(Trainable):
     def __init__(self, config: SparseMemoryConfig) -> None:
         super().__init__(config)
         self.config = config
+        self.retention = config.retention or (RetentionConfig() if config.gate else None)
+        self.tables: dict[nn.Parameter, Tally] = {}
+        """Whole tables, while every step chooses what it moves."""
+        self.pending: Pending | None = None
+
+    def layers(self, base: FrozenBase) -> list[int]:
+        """Indices of the layers with a memory.
+
+        Raises:
+            NlftError: a chosen layer lies in front of the gate.
+        """
+        gate_layer = gate_fields(self.config.gate, base)["gate_layer"]
+        first = 1 if gate_layer is None else gate_layer
+        layers = self.config.layers
+        early = [index for index in layers or () if gate_layer is not None and index < gate_layer]
+        if early:
+            raise NlftError(
+                f"layers: layer {early[0]} lies in front of the gate, which reads the input of layer {gate_layer}.",
+                "Choose later layers, or an earlier gate.layer.",
+            )
+        return list(range(first, len(find_blocks(base.model)))) if layers is None else layers
 
     def attach(self, base: FrozenBase, seed: int) -> nn.Module:
         """Inserts empty memories; the logits stay bit-equal to the base's."""
         settings = self.config.model_dump(include=set(SparseMemoryPeftConfig.__dataclass_fields__))
-        layers = self.config.layers
         peft_config = SparseMemoryPeftConfig(
             task_type=TaskType.CAUSAL_LM,
-            layers_to_transform=list(range(1, len(find_blocks(base.model)))) if layers is None else layers,
+            layers_to_transform=self.layers(base),
             base_fingerprint=base.fingerprint,
             nlft_version=nlft.__version__,
+            **gate_fields(self.config.gate, base),
             **settings,
         )
         return get_peft_model(base.model, peft_config).eval()
@@ -62,32 +101,76 @@ class SparseMemory(Trainable):
 
         Statistics of the base are taken once, before the first task, when the memories are still empty.
         """
-        super().begin_task(model, context)
-        task, background = batches(context.train, context.pad_id), batches(context.background, context.pad_id)
+        parts = split_context(context, self.retention)
+        # What is held out vouches for the rest, so it is not replayed either.
+        super().begin_task(model, replace(context, background=parts.background_rows))
+        cores = memories(model)
         product_key = self.config.addressing == "product_key"
         peft_config: Any = model.peft_config["default"]  # pyright: ignore
         if not peft_config.tasks:
-            set_statistics(model, calibrate_base(model, list(memory_layers(model)), background))
+            statistics = calibrate_base(model, list(memory_layers(model)), parts.background)
+            if not self.config.whitening:
+                statistics = {name: (mean, torch.eye(len(mean))) for name, (mean, _) in statistics.items()}
+            set_statistics(model, statistics)
             if product_key:
-                set_half_keys(model, product_key_half_keys(model, background, self.config.kmeans_steps, context.seed))
+                half_keys = product_key_half_keys(model, parts.background, self.config.kmeans_steps, context.seed)
+                set_half_keys(model, half_keys)
+        if self.config.gate is not None:
+            place_gate(model, self.config.gate, parts, context)
+        found: dict[str, Any] = {
+            "slots": self.config.slots,
+            "kmeans_steps": self.config.kmeans_steps,
+            "seed": context.seed,
+        }
         if product_key:
-            addresses: Any = product_key_rows(model, task, background, self.config.slots)
+            self.begin_product_keys(model, context, parts)
+            return
+        if self.config.gate is not None:
+            addresses = read_addresses(model, cores, parts.task, **found)
         else:
-            addresses = prototype_addresses(
-                model,
-                task,
-                background,
-                batches(context.earlier, context.pad_id),
-                slots=self.config.slots,
-                margin=self.config.margin,
-                kmeans_steps=self.config.kmeans_steps,
-                seed=context.seed,
-            )
+            held_out = None
+            if self.retention is not None and self.retention.of != "predictions":
+                rows, pad = parts.held_out_rows, context.pad_id
+                held_out = held_out_batches(rows, parts.budget, parts.unit, pad, CALIBRATION_BATCH)
+            found |= {"margin": self.config.margin, "held_out": held_out}
+            addresses = prototype_addresses(model, cores, parts.task, parts.background, parts.earlier, **found)
         begin_task(model, context.name, addresses)
+        if self.retention is not None and self.retention.of == "predictions":
+            allowance(self.retention.budget, count_clusters(parts.held_out_rows))
+            self.pending = Pending(context.name, parts.held_out_rows, context.pad_id, parts.budget_so_far)
+
+    def begin_product_keys(self, model: nn.Module, context: TaskContext, parts: Parts) -> None:
+        """Chooses rows of the table, or opens it whole if every step is to choose.
+
+        Raises:
+            NlftError: the keys are in no state to be trained on.
+        """
+        reads = background_reads(model, parts.background)
+        if self.config.health == "check":
+            check_health(reads, self.config.choice)
+        self.seed = context.seed
+        if self.config.mode == "step":
+            self.tables = open_tables(model, context.name, reads.blocks)
+            return
+        choice = {"slots": self.config.slots, "choice": self.config.choice, "seed": self.seed}
+        begin_task(model, context.name, product_key_rows(model, parts.task, reads.blocks, **choice))
+
+    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """AdamW, or SGD on the rows that each step chooses."""
+        if self.tables:
+            return RowSGD(self.tables, lr, self.config.choice, self.config.slots, self.seed)
+        return super().optimizer(parameters, lr)
 
     def end_task(self, model: nn.Module) -> None:
-        """Freezes the task's values."""
+        """Freezes the task's values; of a whole table only the rows that were moved."""
+        if self.tables:
+            keep_moved(model)
+            self.tables = {}
         end_task(model)
+        if self.pending is not None:
+            task, rows, pad_id, budget = self.pending
+            set_shift(model, choose_shift(model, rows, pad_id, budget, [task]).shift, [task])
+            self.pending = None
 
     def save(self, model: Any, folder: Path) -> None:
         """Writes a PEFT directory: slots that were learned and what addresses them."""
@@ -96,8 +179,3 @@ class SparseMemory(Trainable):
     def load(self, base: FrozenBase, folder: Path) -> nn.Module:
         """Reads a PEFT directory, ready for the next task."""
         return PeftModel.from_pretrained(base.model, str(folder), is_trainable=True).eval()
-
-
-def batches(rows: Sequence[Encoded], pad_id: int) -> list:
-    """Calibration batches."""
-    return in_batches(rows, CALIBRATION_BATCH, pad_id)

@@ -61,6 +61,34 @@ def largest_cosine(keys: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     return largest
 
 
+def largest_excess(states: torch.Tensor, keys: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+    """How far the key that fires most is above its threshold, at every state; below zero at silence.
+
+    Args:
+        states: [N, K] of length 1.
+        keys: [M, K] of length 1.
+        thresholds: [M], cosines.
+
+    Returns:
+        [N], `max_i cos_i - tau_i`. At most `BLOCK` cosines exist at once.
+    """
+    parts = states.split(max(1, BLOCK // len(keys)))
+    return torch.cat([(part @ keys.T - thresholds).amax(dim=1) for part in parts])
+
+
+def upper_cosine(keys: torch.Tensor, states: torch.Tensor, share: float) -> torch.Tensor:
+    """For every key the cosine that this share of the states reach, [M].
+
+    Args:
+        keys: [M, K] of length 1.
+        states: [N, K] of length 1, N >= 1.
+        share: of the states, above 0.
+    """
+    kept = max(1, min(len(states), round(share * len(states))))
+    parts = keys.split(max(1, BLOCK // len(states)))
+    return torch.cat([(part @ states.T).topk(kept, dim=1).values[:, -1] for part in parts])
+
+
 def spherical_kmeans(states: torch.Tensor, n_keys: int, steps: int, generator: torch.Generator) -> torch.Tensor:
     """Spherical k-means (Dhillon & Modha 2001): unit keys that maximise the mean cosine of each state to its
     key.

@@ -1,4 +1,4 @@
-"""What every pathway shares: a wrapped MLP block, and the PEFT tuner that puts it in place."""
+"""What every pathway shares: a wrapped module, and the PEFT tuner that puts it in place."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import nn
 
 from nlft.base import find_blocks
 from nlft.errors import NlftError
+from nlft.pathways.gate import GATES, GateDict, install_gate, remove_gate
+from nlft.pathways.task import TaskPeftConfig
 
 NO_MERGE = (
     "A memory is no linear map, so it cannot be merged into the base's weights. "
@@ -21,13 +23,14 @@ NO_MERGE = (
 
 
 class PathwayLayer(nn.Module, BaseTunerLayer):
-    """An MLP block with memories beside it: `y = mlp(x) + sum of memory(x)` over the active adapters.
+    """A module with memories beside it: `y = module(x) + sum of memory(x)` over the active adapters.
 
-    The block is kept whole as `base_layer`, so its kind (dense, mixture of experts, quantised) does not
-    matter; a tuple that it returns, and further arguments that it takes, pass through.
+    The module (an MLP block, or a linear map) is kept whole as `base_layer`, so its kind (dense, mixture of
+    experts, quantised) does not matter; a tuple that it returns, and further arguments that it takes, pass through.
 
     A subclass names the ModuleDict of its memories in `adapter_layer_names` and builds one in `make_core`. A
-    core maps [..., D] to [..., D] float32. What must never be trained is a buffer of the core, since PEFT
+    core maps [..., D] to the shape of the module's output, float32. Its `tasks` is a ModuleList with a part for
+    each task that it has learned. What must never be trained is a buffer of the core, since PEFT
     turns gradients of every parameter on when an adapter is activated.
     """
 
@@ -97,8 +100,12 @@ class PathwayModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         if peft_config.target_modules is None:
-            peft_config.target_modules = chosen_blocks(find_blocks(self.model), peft_config.layers_to_transform)
+            peft_config.target_modules = self.default_targets(peft_config)
         return peft_config
+
+    def default_targets(self, peft_config: TaskPeftConfig) -> set[str]:
+        """Names of the modules that are wrapped when the config names none."""
+        return chosen_blocks(find_blocks(self.model), peft_config.layers_to_transform)
 
     def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -111,13 +118,27 @@ class PathwayModel(BaseTuner):
         **optional: Any,
     ) -> None:
         if isinstance(target, self.tuner_layer_cls):
-            target.update_layer(adapter_name, peft_config)
-            return
-        width = self.model.config.get_text_config().hidden_size
-        layer = self.tuner_layer_cls(target, width)
-        layer._active_adapter = self.active_adapters
-        layer.update_layer(adapter_name, peft_config)
-        self._replace_module(parent, target_name, layer, target)
+            layer = target
+        else:
+            layer = self.tuner_layer_cls(target, self.model.config.get_text_config().hidden_size)
+            layer._active_adapter = self.active_adapters
+        layer.update_layer(adapter_name, peft_config.at(current_key))
+        gate = install_gate(self.model, adapter_name, peft_config)
+        # In a tuple, so that the gate does not become a part of every module that asks it.
+        layer.cores[adapter_name].gate = None if gate is None else (gate,)  # pyright: ignore
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Takes an adapter away, its gate too."""
+        super().delete_adapter(adapter_name)
+        remove_gate(self.model, adapter_name)
+
+    def unload(self) -> nn.Module:
+        """The base as it was, without wrappers and gates."""
+        for adapter_name in list(self.peft_config):
+            remove_gate(self.model, adapter_name)
+        return super().unload()
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(new_module, PathwayLayer):
@@ -155,12 +176,27 @@ class PathwayModel(BaseTuner):
             for name, module in model.named_modules()
             if isinstance(module, cls.tuner_layer_cls)
         )
+        wanted += tuple(
+            f"{name}.{adapter_name}." for name, module in model.named_modules() if isinstance(module, GateDict)
+        )
         return {key: tensor for key, tensor in every.items() if key.startswith(wanted)}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        # PEFT puts the adapter's name into keys of the modules that it wrapped; the gate is none of them. It is
+        # taken apart first, for an adapter may have its name.
+        gates = {key: tensor for key, tensor in state_dict.items() if f".{GATES}." in key}
+        rest = {key: tensor for key, tensor in state_dict.items() if key not in gates}
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, rest)
+        named = {key.replace(f".{GATES}.", f".{GATES}.{adapter_name}.", 1): gates[key] for key in gates}
+        return {**remapped, **named}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         # PEFT looks for the name in the last two places of a key; a core's tensors lie deeper.
-        for attribute in cls.tuner_layer_cls.adapter_layer_names:
+        for attribute in (*cls.tuner_layer_cls.adapter_layer_names, GATES):
             head, found, tail = key.partition(f".{attribute}.{adapter_name}.")
             if found:
                 return f"{head}.{attribute}.{tail}"

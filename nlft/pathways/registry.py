@@ -39,13 +39,19 @@ def register_pathways() -> None:
     Raises:
         NlftError: another package has taken the name.
     """
+    from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
+    from nlft.pathways.gated_lora.model import GatedLoraModel
     from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
     from nlft.pathways.sparse_memory.model import SparseMemoryModel
 
-    for name, config, model in (("nlft_sparse_memory", SparseMemoryPeftConfig, SparseMemoryModel),):
+    for name, config, model in (
+        ("nlft_sparse_memory", SparseMemoryPeftConfig, SparseMemoryModel),
+        ("nlft_gated_lora", GatedLoraPeftConfig, GatedLoraModel),
+    ):
         known = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type(name))
         if known is None:
-            register_peft_method(name=name, config_cls=config, model_cls=model)
+            # One prefix for all, so that transformers' `load_adapter` finds their gates too.
+            register_peft_method(name=name, config_cls=config, model_cls=model, prefix=model.prefix)
         elif known is not config:
             raise NlftError(
                 f"PEFT already has a method {name!r}, from {known.__module__}.",

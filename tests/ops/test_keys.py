@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from nlft.ops import keys as ops
-from nlft.ops.keys import largest_cosine, naive_spherical_kmeans, nearest, spherical_kmeans, whitened
+from nlft.ops.keys import (
+    largest_cosine,
+    largest_excess,
+    naive_spherical_kmeans,
+    nearest,
+    spherical_kmeans,
+    upper_cosine,
+    whitened,
+)
 
 
 def unit(n: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -91,3 +99,25 @@ def test_kmeans_keys_have_length_one_and_follow_the_seed():
     torch.testing.assert_close(found.norm(dim=1), torch.ones(9, dtype=torch.float64))
     assert torch.equal(found, spherical_kmeans(states, 9, 4, generator(1)))
     assert not torch.equal(found, spherical_kmeans(states, 9, 4, generator(2)))
+
+
+@pytest.mark.parametrize(("n", "m", "width"), [(1, 1, 2), (7, 3, 5), (37, 11, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_largest_excess_equals_the_full_table(monkeypatch, n, m, width, dtype):
+    states, keys = unit(n, width, dtype=dtype), unit(m, width, seed=1, dtype=dtype)
+    thresholds = torch.linspace(-0.5, 1.2, m, dtype=dtype)
+    monkeypatch.setattr(ops, "BLOCK", 2 * m + 1)
+    expected = torch.stack(
+        [torch.stack([s @ k - t for k, t in zip(keys, thresholds, strict=True)]).max() for s in states]
+    )
+    torch.testing.assert_close(largest_excess(states, keys, thresholds), expected, rtol=0, atol=1e-6)
+    assert len(largest_excess(states[:0], keys, thresholds)) == 0
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 1.0, 3.0])
+def test_upper_cosine_is_reached_by_the_share(monkeypatch, share):
+    states, keys = unit(61, 6), unit(9, 6, seed=1)
+    monkeypatch.setattr(ops, "BLOCK", 4 * 61)  # four keys at a time
+    found = upper_cosine(keys, states, share)
+    reached = (keys @ states.T >= found[:, None] - 1e-12).sum(dim=1)
+    assert set(reached.tolist()) == {min(61, max(1, round(61 * share)))}

@@ -26,7 +26,7 @@ def test_registering_twice_changes_nothing():
     member = peft.PeftType("NLFT_SPARSE_MEMORY")
     assert PEFT_TYPE_TO_CONFIG_MAPPING[member] is SparseMemoryPeftConfig
     assert PEFT_TYPE_TO_TUNER_MAPPING[member] is SparseMemoryModel
-    assert PEFT_TYPE_TO_PREFIX_MAPPING[member] == "nlft_sparse_memory_"
+    assert PEFT_TYPE_TO_PREFIX_MAPPING[member] == "nlft_"
 
 
 def test_the_new_member_behaves_like_the_others():

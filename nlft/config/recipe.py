@@ -1,0 +1,128 @@
+"""A whole recipe, and what concerns the run rather than a method."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from nlft.config.method import Method
+from nlft.config.section import NAME, Section
+from nlft.config.source import BaseConfig, DataConfig, ProbeConfig, TaskConfig
+
+
+class SeedConfig(Section):
+    """Seeds, apart from each other."""
+
+    data: int = 0
+    """Order of the rows."""
+    init: int = 0
+    """Initial values of what is trained, keys included."""
+    dropout: int = 0
+    """Dropout."""
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    steps: int = Field(default=300, ge=1)
+    """Optimiser steps a task."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows an optimiser step."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows a forward pass; the batch is accumulated from these. All at once when empty."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest row in tokens; the base's context when empty."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Part of the steps in which the learning rate rises from zero."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Decay after warm-up."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute dtype; `auto` is bfloat16 on a GPU that has it, else float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    seeds: SeedConfig = SeedConfig()
+    """Seeds of one run; `compare.seeds` moves all three."""
+
+
+class MeasureConfig(Section):
+    """Scoring."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Rows a forward pass."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest generated answer; the longest reference and four more tokens when empty."""
+
+
+class CompareConfig(Section):
+    """Which runs a comparison makes: methods × learning rates × seeds × orders."""
+
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Each is added to `train.seeds`."""
+    orders: list[list[str]] | None = None
+    """Task orders by name; the recipe's order when empty."""
+
+
+class Recipe(Section):
+    """Everything that a run or a comparison needs."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the recipe, and of its folder under `runs/`."""
+    base: BaseConfig = BaseConfig()
+    """The frozen pretrained model."""
+    tasks: list[TaskConfig] = Field(min_length=1)
+    """Domains, in the order in which they are learned."""
+    probes: list[ProbeConfig] = Field(default_factory=list)
+    """Held-out knowledge whose retention is measured."""
+    background: DataConfig | None = None
+    """General text for calibration statistics; never for gradients, unless `replay` is on."""
+    methods: dict[str, Method] = Field(min_length=1)
+    """Methods by name. `train` runs one of them, `compare` all."""
+    train: TrainConfig = TrainConfig()
+    """The training loop."""
+    measure: MeasureConfig = MeasureConfig()
+    """Scoring."""
+    compare: CompareConfig = CompareConfig()
+    """Which runs `compare` makes."""
+    out: str | None = None
+    """Output folder; `runs/<name>` when empty."""
+
+    @field_validator("tasks", "probes")
+    @classmethod
+    def names_differ(cls, entries: list[Any]) -> list[Any]:
+        """A name is a column of the matrix, so it may occur once."""
+        names = [entry.name for entry in entries]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the name {twice[0]!r} is used twice; give every entry a name of its own")
+        return entries
+
+    @model_validator(mode="after")
+    def consistent(self) -> Recipe:
+        """Checks across sections."""
+        tasks = [task.name for task in self.tasks]
+        both = sorted(set(tasks) & {probe.name for probe in self.probes})
+        if both:
+            raise ValueError(f"{both[0]!r} is the name of a task and of a probe; rename one")
+        for order in self.compare.orders or []:
+            if sorted(order) != sorted(tasks):
+                raise ValueError(f"compare.orders: {order} does not hold each of the tasks {tasks} once")
+        for name, method in self.methods.items():
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"methods: {name!r} is no name; use letters, digits, spaces and any of _ . -")
+            gate = getattr(method, "gate", None)
+            if self.background is None and (
+                method.kind == "sparse_memory" or gate or (method.replay and method.replay.source == "background")
+            ):
+                raise ValueError(f"methods.{name} needs `background`: general text for its statistics or replay")
+            retention = getattr(method, "retention", None)
+            if retention and gate and retention.of == "predictions":
+                raise ValueError(f"methods.{name}.retention: a gate takes `of: rows` or `tokens`; see `nlft tune`")
+            if retention and not gate and getattr(method, "addressing", "") == "product_key":
+                raise ValueError(f"methods.{name}.retention: product keys have no thresholds; add `gate: prototype`")
+            if method.kind == "lora" and method.gate is None and (method.retention or method.layers):
+                raise ValueError(f"methods.{name}: `retention` and `layers` belong to a gate; add `gate: prototype`")
+        return self

@@ -1,0 +1,116 @@
+"""What methods with keys do when a task begins: statistics, a gate, and the parts of the background."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nlft.base import FrozenBase, decoder_layers
+from nlft.config import GateConfig, RetentionConfig
+from nlft.data.batch import Batch, in_batches
+from nlft.data.template import Encoded
+from nlft.methods.protocol import TaskContext
+from nlft.ops.risk import allowance
+from nlft.pathways.evidence import begin_gate, calibrate_gate
+from nlft.pathways.prototype import held_out_batches, hold_out
+
+CALIBRATION_BATCH = 64
+"""Rows of a calibration forward pass."""
+SPLIT_SEED = 20_251
+"""The background is split alike in every task, so that no held-out row ever chooses a threshold."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows of a task context as calibration uses them."""
+
+    task: list[Batch]
+    earlier: list[Batch]
+    background: list[Batch]
+    """What sets thresholds: all of the background, or the half that is not held out."""
+    background_rows: list[Encoded]
+    held_out_rows: list[Encoded]
+    """The other half as rows; empty without a budget."""
+    budget: float
+    """This task's share of the budget, 1 without one."""
+    budget_so_far: float
+    """The shares of this task and of all before it."""
+    unit: Literal["rows", "tokens"]
+
+
+def split_context(context: TaskContext, retention: RetentionConfig | None) -> Parts:
+    """Batches for calibration; with a budget half of the background's groups are held out."""
+    rows, others, budget, unit = list(context.background), [], 1.0, "rows"
+    if retention is not None:
+        rows, others = hold_out(context.background, SPLIT_SEED)
+        # Every task gets an equal part, so that all together keep within the budget (Bonferroni).
+        budget = retention.budget / context.n_tasks
+        unit = "tokens" if retention.of == "tokens" else "rows"
+    return Parts(
+        batches(context.train, context.pad_id),
+        batches(context.earlier, context.pad_id),
+        batches(rows, context.pad_id),
+        rows,
+        others,
+        budget,
+        budget * context.number,
+        unit,
+    )
+
+
+def check_budget(config: Any, background: Sequence[Encoded], n_tasks: int) -> None:
+    """Refuses a budget that the held-out half of the background cannot vouch for.
+
+    Args:
+        config: a method's section of a recipe.
+
+    Raises:
+        NlftError: naming how much is needed.
+    """
+    retention = getattr(config, "retention", None) or (RetentionConfig() if getattr(config, "gate", None) else None)
+    if retention is not None:
+        _, held_out = hold_out(background, SPLIT_SEED)
+        share = retention.budget if retention.of == "predictions" else retention.budget / n_tasks
+        allowance(share, len({row.cluster for row in held_out}))
+
+
+def place_gate(model: Any, config: GateConfig, parts: Parts, context: TaskContext, adapter: str = "default") -> None:
+    """Gives the gate the prototypes of a task; what all tasks share is set before the first."""
+    module = gate_module(model, model.peft_config[adapter].gate_layer)
+    if not model.peft_config[adapter].gates:
+        calibrate_gate(model, module, adapter, parts.background, config.slots, context.seed)
+    budget, unit = parts.budget, parts.unit
+    earlier = held_out_batches(context.earlier, budget, unit, context.pad_id, CALIBRATION_BATCH)
+    begin_gate(
+        model,
+        module,
+        adapter,
+        context.name,
+        parts.task,
+        parts.background,
+        earlier if context.earlier else None,
+        held_out_batches(parts.held_out_rows, budget, unit, context.pad_id, CALIBRATION_BATCH),
+        slots=config.slots,
+        seed=context.seed,
+    )
+
+
+def gate_module(model: Any, layer: int) -> str:
+    """Name of the decoder layer whose input a gate reads."""
+    prefix, _ = decoder_layers(model.get_base_model())
+    return f"{prefix}.{layer}"
+
+
+def gate_fields(config: GateConfig | None, base: FrozenBase) -> dict[str, Any]:
+    """Fields of a pathway's PEFT config that describe its gate."""
+    if config is None:
+        return {"gate_layer": None}
+    depth = len(decoder_layers(base.model)[1])
+    layer = max(1, depth // 4) if config.layer is None else config.layer
+    return {"gate_layer": layer, "gate_decay": config.decay}
+
+
+def batches(rows: Sequence[Encoded], pad_id: int) -> list[Batch]:
+    """Calibration batches."""
+    return in_batches(rows, CALIBRATION_BATCH, pad_id)

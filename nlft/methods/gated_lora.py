@@ -1,0 +1,79 @@
+"""LoRA behind a gate: each task trains low-rank maps of its own, which are on where the gate knows the task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, TaskType, get_peft_model
+from torch import nn
+
+import nlft
+from nlft.base import FrozenBase
+from nlft.config import GateConfig, LoraConfig, RetentionConfig
+from nlft.errors import NlftError
+from nlft.methods.calibration import CALIBRATION_BATCH, gate_fields, place_gate, split_context
+from nlft.methods.protocol import TaskContext
+from nlft.methods.replay import Trainable
+from nlft.pathways.evidence import let_through
+from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
+from nlft.pathways.gated_lora.model import begin_task, end_task
+
+FIELDS = ("r", "lora_alpha", "target_modules")
+"""Fields of LoRA's config that mean something behind a gate."""
+
+
+class GatedLora(Trainable):
+    """A gate and low-rank maps are added when a task begins; the maps are frozen when it ends."""
+
+    changes_base = False
+
+    def __init__(self, config: LoraConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        self.gate = config.gate or GateConfig()
+        self.retention = config.retention or RetentionConfig()
+        odd = sorted(set(config.peft) - set(FIELDS))
+        if odd or config.peft_type != "LORA":
+            what = f"peft.{odd[0]}" if odd else f"peft_type {config.peft_type!r}"
+            raise NlftError(f"{what} cannot be put behind a gate.", f"Use LORA with {', '.join(FIELDS)}.")
+
+    def attach(self, base: FrozenBase, seed: int) -> nn.Module:
+        """Inserts a gate and no maps yet; the logits stay bit-equal to the base's."""
+        settings = dict(self.config.peft)
+        if settings.get("target_modules") == "all-linear":
+            settings["target_modules"] = None
+        settings["lora_alpha"] = float(settings.get("lora_alpha", 2 * settings.get("r", 8)))
+        peft_config = GatedLoraPeftConfig(
+            task_type=TaskType.CAUSAL_LM,
+            layers_to_transform=self.config.layers,
+            base_fingerprint=base.fingerprint,
+            nlft_version=nlft.__version__,
+            **gate_fields(self.gate, base),
+            **settings,
+        )
+        return get_peft_model(base.model, peft_config).eval()
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> None:
+        """Calibrates the gate for the task and adds maps to train."""
+        parts = split_context(context, self.retention)
+        place_gate(model, self.gate, parts, context)
+        begin_task(model, context.name, context.seed)
+        rows = parts.background_rows
+        if self.config.replay is not None:
+            # Where the gate is shut the maps are off, and there is nothing to unlearn.
+            rows = let_through(model, "default", rows, context.pad_id, CALIBRATION_BATCH)
+        super().begin_task(model, replace(context, background=rows))
+
+    def end_task(self, model: nn.Module) -> None:
+        """Freezes the task's maps."""
+        end_task(model)
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Writes a PEFT directory."""
+        model.save_pretrained(folder)
+
+    def load(self, base: FrozenBase, folder: Path) -> nn.Module:
+        """Reads a PEFT directory, ready for the next task."""
+        return PeftModel.from_pretrained(base.model, str(folder), is_trainable=True).eval()

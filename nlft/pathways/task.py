@@ -1,0 +1,116 @@
+"""What every pathway knows about the tasks that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig
+
+from nlft.errors import NlftError
+
+
+@dataclass
+class TaskPeftConfig(PeftConfig):
+    """Fields that all pathways share.
+
+    Args:
+        target_modules: names of modules, or a regex; the pathway's own choice when None.
+        exclude_modules: modules to leave out.
+        layers_to_transform: indices of layers; all that the pathway can take when None.
+        modules_to_save: further modules to train and save, as in all of PEFT.
+        trainable_token_indices: none; other libraries expect the field.
+        init_weights: new values start so that the model is unchanged; False draws them at random, for tests.
+        key_width: K, width of whitened queries and keys; min(D, 256) when None.
+        gate_layer: the gate reads the hidden states in front of this layer; no gate when None.
+        gate_decay: how much of an open gate is left one token later.
+        gate_others: prototypes of the background in the gate. Kept by calibration.
+        gates: keys of each task's gate. Kept by calibration.
+        tasks: size of each task's part (slots a layer, or rank), in the order of learning. Kept by `begin_task`.
+        sizes: by task, the sizes at blocks where they are other than the largest.
+        active_task: the task that is trained. Kept by `begin_task` and `end_task`.
+        provenance: where each task came from and what is known of it.
+        base_fingerprint: sha256 of the base that the keys were made for.
+        nlft_version: version of nlft that made the adapter.
+    """
+
+    target_modules: Any = None
+    exclude_modules: Any = None
+    layers_to_transform: list[int] | int | None = None
+    modules_to_save: list[str] | None = None
+    trainable_token_indices: list[int] | None = None
+    init_weights: bool = True
+    key_width: int | None = None
+    gate_layer: int | None = None
+    gate_decay: float = 1.0
+    gate_others: int = 0
+    gates: dict[str, int] = field(default_factory=dict)
+    tasks: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, dict[str, int]] = field(default_factory=dict)
+    active_task: str | None = None
+    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
+    base_fingerprint: str | None = None
+    nlft_version: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, set(getattr(self, name)))
+        # Read back from JSON they are lists of pairs: see `to_dict`.
+        self.tasks = {str(name): int(size) for name, size in dict(self.tasks).items()}
+        self.gates = {str(name): int(size) for name, size in dict(self.gates).items()}
+        if self.key_width is not None and self.key_width < 2:
+            raise NlftError(f"key_width: {self.key_width} is too narrow.", "Use at least 2.")
+        if not 0 <= self.gate_decay <= 1:
+            raise NlftError(f"gate_decay: {self.gate_decay} is no share.", "Use 0 (each token alone) to 1 (sticky).")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as PEFT writes them; what has an order as pairs, because PEFT sorts the keys of JSON objects."""
+        pairs = {"tasks": list(map(list, self.tasks.items())), "gates": list(map(list, self.gates.items()))}
+        return {**super().to_dict(), **pairs}
+
+    def at(self, block: str) -> TaskPeftConfig:
+        """The config as the core at one block sees it: `tasks` has the sizes there."""
+        if not self.sizes:
+            return self
+        there = copy(self)
+        there.tasks = {name: self.sizes.get(name, {}).get(block, size) for name, size in self.tasks.items()}
+        return there
+
+    def open_task(self, name: str, size: int) -> None:
+        """Notes a new task as the one that is trained.
+
+        Raises:
+            NlftError: the task is known, or another one is still open.
+        """
+        self.check_new(name)
+        self.tasks[name] = size
+        self.active_task = name
+
+    def resize(self, name: str, there: Mapping[str, int]) -> None:
+        """Notes the size of a task's part at every block."""
+        self.tasks[name] = max(there.values())
+        self.sizes.pop(name, None)
+        other = {block: size for block, size in there.items() if size != self.tasks[name]}
+        if other:
+            self.sizes[name] = other
+
+    def check_new(self, name: str) -> None:
+        """Refuses a task that cannot be opened now."""
+        if name in self.tasks:
+            raise NlftError(f"The task {name!r} has been learned already.", "Give the new task a name of its own.")
+        if self.active_task is not None:
+            raise NlftError(f"The task {self.active_task!r} is still being trained.", "Call `end_task` first.")
+
+    def close_task(self) -> None:
+        """Notes that nothing is trained any more.
+
+        Raises:
+            NlftError: no task is open.
+        """
+        if self.active_task is None:
+            raise NlftError("No task is being trained.", "Call `begin_task` first.")
+        self.active_task = None
