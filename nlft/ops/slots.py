@@ -5,8 +5,6 @@ Two ways of addressing: prototypes with a rejection threshold, and product keys.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -118,24 +116,37 @@ def naive_product_topk(scores: torch.Tensor, topk: int) -> tuple[torch.Tensor, t
     return every[..., :topk], slots[..., :topk]
 
 
-def product_read(slots: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def product_read(
+    slots: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor, values: torch.Tensor, n_slots: int
+) -> torch.Tensor:
     """Weighted sum of the slots that exist: the table is virtual, and only `rows` of it have values.
 
-    The gradient of `values` is dense [M, D], never of the size of the table.
+    The gradient of `values` is dense [M, D], never of the size of the table. Reads of slots that do not exist cost
+    one look-up in a list of places, and nothing after it.
 
     Args:
         slots: [N, R] int64 slots of the virtual table.
         weights: [N, R], taking no gradient.
-        rows: [M] int64 slots that have values, in rising order.
+        rows: [M] int64 slots that have values, without repeats.
         values: [M, D].
+        n_slots: size of the virtual table.
 
     Returns:
         [N, D].
     """
-    place = torch.searchsorted(rows, slots).clamp_(max=len(rows) - 1)
-    # A slot that does not exist reads some row with weight zero.
-    weights = weights.to(values.dtype) * (rows[place] == slots)
-    return F.embedding_bag(place, values, per_sample_weights=weights, mode="sum")
+    places = slots.new_full((n_slots,), len(rows))
+    places[rows] = torch.arange(len(rows), device=rows.device)
+    place = places[slots]
+    exists = place < len(rows)
+    ends = F.pad(exists.sum(dim=1).cumsum(dim=0), (1, 0))
+    return F.embedding_bag(
+        place[exists],
+        values,
+        offsets=ends,
+        per_sample_weights=weights[exists].to(values.dtype),
+        mode="sum",
+        include_last_offset=True,
+    )
 
 
 def naive_product_read(
@@ -158,37 +169,28 @@ def count_accesses(slots: torch.Tensor, documents: torch.Tensor, n_slots: int) -
 
     Args:
         slots: [N, R] int64, what every token reads.
-        documents: [N] int64, the document of every token, small numbers such as rows of a batch.
+        documents: [N] int64, the document of every token.
         n_slots: size of the table.
 
     Returns:
         counts [n_slots] and document frequency [n_slots], both int64. Batches of whole documents add up.
     """
     counts = torch.bincount(slots.flatten(), minlength=n_slots)
-    n_documents = int(documents.max()) + 1 if len(documents) else 0
-    read = torch.zeros(n_documents, n_slots, dtype=torch.bool, device=slots.device)
-    read[documents[:, None], slots] = True
-    return counts, read.sum(dim=0)
+    pairs = (documents.to(slots.device)[:, None] * n_slots + slots).unique()
+    return counts, torch.bincount(pairs % n_slots, minlength=n_slots)
 
 
-def tfidf(counts: torch.Tensor, frequency: torch.Tensor, n_documents: int) -> torch.Tensor:
-    """Score by which the slots to train are chosen (Lin et al. 2025, arXiv 2510.15103, section 3).
-
-    `c_i / sum(c) * log((|B| + 1) / (df_i + 1))`: read often by the task, in few documents of the background.
+def document_numbers(rows: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Cuts rows of text into documents of at most `tokens` consecutive tokens.
 
     Args:
-        counts: [n_slots], reads of the task.
-        frequency: [n_slots], background documents that read the slot.
-        n_documents: |B|, background documents.
+        rows: [N] int64, the row of every token, in rising order.
+        tokens: at least 1.
 
     Returns:
-        [n_slots] float64, >= 0.
+        [N] int64, documents numbered from 0 without gaps.
     """
-    share = counts.double() / max(1, int(counts.sum()))
-    return share * (math.log(n_documents + 1) - torch.log(frequency.double() + 1))
-
-
-def best_rows(scores: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """The slots with the highest scores, [min(n_rows, n_slots)] int64 in rising order; the lowest at ties."""
-    order = scores.sort(descending=True, stable=True).indices
-    return order[:n_rows].sort().values
+    _, row, lengths = rows.unique_consecutive(return_inverse=True, return_counts=True)
+    place = torch.arange(len(rows), device=rows.device) - (lengths.cumsum(dim=0) - lengths)[row]
+    starts = place % tokens == 0
+    return starts.cumsum(dim=0) - 1

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from nlft.ops.slots import (
-    best_rows,
     count_accesses,
+    document_numbers,
     half_queries,
     half_scores,
     naive_product_read,
@@ -19,7 +17,6 @@ from nlft.ops.slots import (
     product_read,
     product_topk,
     prototype_scores,
-    tfidf,
 )
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -100,7 +97,7 @@ def test_product_read_equals_its_twin_with_gradients(dtype, n, reads, table, m):
     values = torch.randn(m, 3, dtype=dtype, requires_grad=True)
     twin_values = values.detach().clone().requires_grad_()
     out, twin = (
-        product_read(slots, weights, rows, values),
+        product_read(slots, weights, rows, values, table),
         naive_product_read(slots, weights, rows, twin_values),
     )
     torch.testing.assert_close(out, twin, rtol=0, atol=reads * TOLERANCE[dtype])
@@ -117,7 +114,7 @@ def test_product_read_equals_the_dense_table():
     weights, values = torch.rand(20, 5), torch.randn(3, 2, requires_grad=True)
     table = torch.zeros(9, 2).index_copy(0, rows, values.detach()).requires_grad_()
     dense = (weights[..., None] * table[slots]).sum(1)
-    out = product_read(slots, weights, rows, values)
+    out = product_read(slots, weights, rows, values, 9)
     torch.testing.assert_close(out, dense)
     out.square().sum().backward()
     dense.square().sum().backward()
@@ -126,9 +123,12 @@ def test_product_read_equals_the_dense_table():
 
 
 def test_product_read_of_absent_slots_is_exactly_zero():
-    out = product_read(torch.tensor([[0, 8]]), torch.ones(1, 2), torch.tensor([3, 5]), -torch.ones(2, 4))
+    values = torch.full((2, 4), -1.0, requires_grad=True)
+    out = product_read(torch.tensor([[0, 8]]), torch.ones(1, 2), torch.tensor([3, 5]), values, 9)
     assert torch.equal(out, torch.zeros(1, 4))
     assert not torch.signbit(out).any()
+    out.sum().backward()
+    assert torch.equal(values.grad, torch.zeros(2, 4))  # pyright: ignore
 
 
 def test_count_accesses_equals_a_loop_and_adds_up():
@@ -146,14 +146,13 @@ def test_count_accesses_equals_a_loop_and_adds_up():
     assert torch.equal(first[1] + rest[1], frequency)
 
 
-def test_tfidf_by_hand():
-    scores = tfidf(torch.tensor([6, 2, 0, 2]), torch.tensor([9, 0, 0, 4]), 9)
-    expected = torch.tensor([0.6 * math.log(10 / 10), 0.2 * math.log(10), 0.0, 0.2 * math.log(2)], dtype=torch.float64)
-    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-15)
-    assert torch.equal(tfidf(torch.zeros(2, dtype=torch.int64), torch.zeros(2), 3), torch.zeros(2, dtype=torch.float64))
-
-
-def test_best_rows_are_sorted_and_ties_go_to_the_lowest():
-    assert best_rows(torch.tensor([0.0, 2.0, 1.0, 2.0, 1.0]), 3).tolist() == [1, 2, 3]
-    assert best_rows(torch.zeros(6), 2).tolist() == [0, 1]
-    assert best_rows(torch.tensor([1.0, 3.0]), 9).tolist() == [0, 1]
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 99])
+def test_documents_are_pieces_of_rows(tokens):
+    rows = torch.tensor([0, 0, 0, 0, 0, 2, 2, 5, 5, 5])
+    expected, place, document = [], 0, -1
+    for before, row in zip([-1, *rows.tolist()], rows.tolist(), strict=False):
+        place = place + 1 if row == before else 0
+        document += place % tokens == 0
+        expected.append(document)
+    assert document_numbers(rows, tokens).tolist() == expected
+    assert document_numbers(rows[:0], tokens).tolist() == []

@@ -11,13 +11,10 @@ from peft import get_peft_model
 
 from nlft.calibrate import calibrate_base
 from nlft.data.batch import Batch
-from nlft.pathways.sparse_memory.addressing import (
-    product_key_half_keys,
-    product_key_rows,
-    prototype_addresses,
-)
+from nlft.pathways.prototype import prototype_addresses
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.sparse_memory.model import begin_task, end_task, memories, set_half_keys, set_statistics
+from nlft.pathways.sparse_memory.product_key import background_reads, product_key_half_keys, product_key_rows
 from nlft.types import IGNORE
 
 TOKENS: dict[str, Any] = dict(vocab_size=97, bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -91,9 +88,12 @@ def begin(adapted: Any, name: str, earlier: tuple[str, ...] = ()) -> None:
     """Opens a task of `TASKS`."""
     rows = [one for before in earlier for one in TASKS[before]]
     if adapted.active_peft_config.addressing == "product_key":
-        addresses: Any = product_key_rows(adapted, TASKS[name], BACKGROUND, slots=12)
+        background = background_reads(adapted, BACKGROUND).blocks
+        addresses: Any = product_key_rows(adapted, TASKS[name], background, slots=12)
     else:
-        addresses = prototype_addresses(adapted, TASKS[name], BACKGROUND, rows, slots=12, kmeans_steps=3)
+        addresses = prototype_addresses(
+            adapted, memories(adapted), TASKS[name], BACKGROUND, rows, slots=12, kmeans_steps=3
+        )
     begin_task(adapted, name, addresses)
 
 

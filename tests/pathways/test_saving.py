@@ -44,7 +44,7 @@ def test_awkward_adapter_names(addressing, adapter, tmp_path):
     adapted.save_pretrained(tmp_path)
     [file] = tmp_path.rglob("adapter_model.safetensors")
     keys = {key.split("nlft_sparse_memory_core.")[1] for key in load_file(file)}
-    own = {"keys", "thresholds"} if addressing == "prototype" else {"rows"}
+    own = {"keys", "thresholds", "shift"} if addressing == "prototype" else {"rows"}
     shared = {"mean", "whitener"} | (set() if addressing == "prototype" else {"rotations", "half_keys"})
     assert keys == shared | {f"tasks.0.{name}" for name in own | {"values"}}
     for name in ("default", "0", "mean"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -11,38 +12,52 @@ from torch import nn
 from nlft.ops.keys import whitened
 from nlft.ops.slots import half_scores, product_read, product_topk, prototype_scores
 from nlft.pathways.block import PathwayLayer
+from nlft.pathways.gate import LARGEST_KEY_WIDTH, PrototypeGate
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
-
-LARGEST_KEY_WIDTH = 256
-"""Leading directions kept by default; more would make the stored whitener the bulk of an adapter."""
+from nlft.pathways.sparse_memory.tally import Tally
 
 
 class TaskSlots(nn.Module):
     """The slots of one task: what addresses them (buffers) and their values [M, D].
 
-    The values are a parameter while the task is trained and a buffer afterwards, so that nothing can train
+    With `inputs` [M, K] every slot is a hidden unit of its own: what it says depends on the query that reads it.
+
+    Values and inputs are parameters while the task is trained and buffers afterwards, so that nothing can train
     them again.
     """
 
     keys: torch.Tensor
     thresholds: torch.Tensor
+    shift: torch.Tensor
     rows: torch.Tensor
     values: torch.Tensor
+    inputs: torch.Tensor
 
-    def __init__(self, address: dict[str, torch.Tensor], values: torch.Tensor, trainable: bool) -> None:
+    def __init__(self, address: dict[str, torch.Tensor], learned: dict[str, torch.Tensor], trainable: bool) -> None:
         super().__init__()
+        self.learned = tuple(learned)
+        self.tally: Tally | None = None
         for name, tensor in address.items():
             self.register_buffer(name, tensor)
-        if trainable:
-            self.values = nn.Parameter(values)
-        else:
-            self.register_buffer("values", values)
+        if "keys" in address:
+            self.register_buffer("shift", torch.zeros((), device=address["keys"].device))
+        for name, tensor in learned.items():
+            if trainable:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+
+    @property
+    def slots(self) -> int:
+        """M."""
+        return len(self.values)
 
     def freeze(self) -> None:
-        """Turns the values into a buffer under the same name."""
-        values = self.values.detach()
-        del self.values
-        self.register_buffer("values", values)
+        """Turns what was learned into buffers under the same names."""
+        for name in self.learned:
+            tensor = getattr(self, name).detach()
+            delattr(self, name)
+            self.register_buffer(name, tensor)
 
 
 class SparseMemory(nn.Module):
@@ -55,8 +70,8 @@ class SparseMemory(nn.Module):
     flows through it into lower layers.
 
     Buffers: `mean` [D], `whitener` [D, K]; with product keys also `rotations` [H, K, 2 * K_half] and
-    `half_keys` [H, 2, n, K_half]. Slots of a task: prototype `keys` [M, K] and `thresholds` [M]; product key
-    `rows` [M] int64.
+    `half_keys` [H, 2, n, K_half]. Slots of a task: prototype `keys` [M, K], `thresholds` [M] and a
+    `shift` [] that is added to all of them; product key `rows` [M] int64.
     """
 
     mean: torch.Tensor
@@ -70,7 +85,8 @@ class SparseMemory(nn.Module):
         self.key_width = min(width, config.key_width or LARGEST_KEY_WIDTH)
         self.addressing = config.addressing
         self.topk, self.temperature = config.topk, config.temperature
-        self.init_weights = config.init_weights
+        self.init_weights, self.input_dependent = config.init_weights, config.input_dependent
+        self.gate: tuple[PrototypeGate] | None = None
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("whitener", torch.eye(width, self.key_width))
         if self.addressing == "product_key":
@@ -101,7 +117,10 @@ class SparseMemory(nn.Module):
         values = torch.zeros(slots, self.width) if self.init_weights else torch.randn(slots, self.width)
         device = self.mean.device
         tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in address.items()}
-        self.tasks.append(TaskSlots(tensors, values.to(device), trainable))
+        learned = {"values": values.to(device)}
+        if self.input_dependent:
+            learned["inputs"] = torch.zeros(slots, self.key_width, device=device)
+        self.tasks.append(TaskSlots(tensors, learned, trainable))
 
     def end_task(self) -> None:
         """Freezes the values of the newest task; the output stays bit-equal."""
@@ -118,9 +137,9 @@ class SparseMemory(nn.Module):
         return cast("list[TaskSlots]", list(self.tasks))
 
     @torch.no_grad()
-    def queries(self, x: torch.Tensor) -> torch.Tensor:
+    def queries(self, states: torch.Tensor) -> torch.Tensor:
         """Block inputs [N, D] to whitened queries [N, K] of length 1."""
-        return whitened(x.to(self.mean.dtype), self.mean, self.whitener)
+        return whitened(states.to(self.mean.dtype), self.mean, self.whitener)
 
     @torch.no_grad()
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,17 +158,27 @@ class SparseMemory(nn.Module):
             if not len(self.tasks):
                 return output.view(x.shape)
             routed = self.queries(flat) if self.addressing == "prototype" else self.route(flat)
-            for task in self.task_slots:
-                output = output + self.read(task, routed)
+            for number, task in enumerate(self.task_slots):
+                added = self.read(task, routed)
+                if self.gate is not None:
+                    added = added * self.gate[0].values(number, x).reshape(-1, 1)
+                output = output + added
             return output.view(x.shape)
 
     def read(self, task: TaskSlots, routed: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """What one task's slots add, [N, D]."""
         if isinstance(routed, tuple):
             slots, weights = routed
-            return product_read(slots, weights, task.rows, task.values)
+            added = product_read(slots, weights, task.rows, task.values, self.half_keys.shape[2] ** 2)
+            if task.tally is not None and added.requires_grad:
+                # In the backward pass, which a checkpointed block runs once and its forward pass twice.
+                added.register_hook(partial(task.tally.count, slots))
+            return added
         with torch.no_grad():
-            scores = prototype_scores(routed, task.keys, task.thresholds)
+            scores = prototype_scores(routed, task.keys, task.thresholds + task.shift)
+        if self.input_dependent:
+            # 1 at first, so that values alone decide what is learned first.
+            scores = scores * (1 + routed @ task.inputs.T)
         return scores.to(task.values.dtype) @ task.values
 
 

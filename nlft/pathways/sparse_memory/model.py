@@ -17,7 +17,7 @@ from nlft.pathways.sparse_memory.layer import SparseMemory, SparseMemoryLayer
 class SparseMemoryModel(PathwayModel):
     """Puts a sparse memory beside every chosen MLP block."""
 
-    prefix = "nlft_sparse_memory_"
+    prefix = "nlft_"
     tuner_layer_cls = SparseMemoryLayer
 
 
@@ -79,31 +79,27 @@ def begin_task(model: Any, name: str, addresses: Mapping[str, Any], adapter: str
     Args:
         model: PEFT model with a sparse memory adapter.
         name: of the task, new to the adapter.
-        addresses: by block, `(keys [M, K], thresholds [M])` for prototypes or `rows` [M] for product keys,
-        with
-            the same M at every block.
+        addresses: by block, `(keys [M, K], thresholds [M])` for prototypes, with the same M at every block, or
+            `rows` [M] for product keys.
         adapter: the active one when None.
 
     Raises:
         NlftError: the task is known, another one is still open, or the addresses fit the memories in no way.
     """
     config: SparseMemoryPeftConfig = model.peft_config[adapter_name(model, adapter)]
-    if name in config.tasks:
-        raise NlftError(f"The task {name!r} has been learned already.", "Give the new task a name of its own.")
-    if config.active_task is not None:
-        raise NlftError(f"The task {config.active_task!r} is still being trained.", "Call `end_task` first.")
+    config.check_new(name)
     pairs = list(matched(model, addresses, adapter))
     if config.addressing == "product_key":
         found = [(core, {"rows": rows}) for core, rows in pairs]
     else:
         found = [(core, {"keys": keys, "thresholds": thresholds}) for core, (keys, thresholds) in pairs]
     sizes = {len(tensor) for _, address in found for tensor in address.values()}
-    if len(sizes) != 1 or 0 in sizes:
+    if 0 in sizes or (len(sizes) != 1 and config.addressing == "prototype"):
         raise NlftError(f"Every memory needs equally many slots, at least one; these have {sorted(sizes)}.")
     for core, address in found:
         core.begin_task(**address)
-    config.tasks[name] = sizes.pop()
-    config.active_task = name
+    config.open_task(name, max(sizes))
+    config.resize(name, {block: core.newest.slots for block, core in memories(model, adapter).items()})
 
 
 def end_task(model: Any, adapter: str | None = None) -> None:
@@ -113,11 +109,9 @@ def end_task(model: Any, adapter: str | None = None) -> None:
         NlftError: no task is open.
     """
     config: SparseMemoryPeftConfig = model.peft_config[adapter_name(model, adapter)]
-    if config.active_task is None:
-        raise NlftError("No task is being trained.", "Call `begin_task` first.")
+    config.close_task()
     for core in memories(model, adapter).values():
         core.end_task()
-    config.active_task = None
 
 
 def matched(model: Any, given: Mapping[str, Any], adapter: str | None) -> Iterator[tuple[SparseMemory, Any]]:
