@@ -10,8 +10,24 @@ from typing import Annotated
 import typer
 
 from nlft import __version__
-from nlft.cli import compare, cp, demo, env, eval, ls, report, show, train, validate
-from nlft.errors import NlftError
+from nlft.cli import (
+    compare,
+    cp,
+    demo,
+    env,
+    eval,
+    inspect,
+    ls,
+    promote,
+    prune,
+    report,
+    show,
+    tasks,
+    train,
+    tune,
+    validate,
+)
+from nlft.errors import NlftError, reason
 
 app = typer.Typer(
     name="nlft",
@@ -30,6 +46,11 @@ app.command("train")(train.train)
 app.command("compare")(compare.compare)
 app.command("eval")(eval.evaluate)
 app.command("report")(report.report)
+app.command("inspect")(inspect.inspect)
+app.command("tune")(tune.tune)
+app.command("tasks")(tasks.tasks)
+app.command("promote")(promote.promote)
+app.command("prune")(prune.prune)
 app.command("env")(env.env)
 
 
@@ -52,7 +73,7 @@ def options(
 def main(args: list[str] | None = None) -> None:
     """Run a command line and exit.
 
-    Exit codes: 0 done, 1 failed, 2 something the user can correct, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 something the user can correct, 3 not promoted, 130 interrupted.
     """
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words
@@ -69,14 +90,11 @@ def main(args: list[str] | None = None) -> None:
             traceback.print_exc()
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             place = f" while writing {error.filename}" if error.filename else ""
-            sys.exit(
-                _say(
-                    2,
-                    f"No space left on the disk{place}.",
-                    "Free some space, or give another disk with --out.",
-                )
-            )
-        said = str(error).strip().split("\n")[0]
+            sys.exit(_say(2, f"No space left on the disk{place}.", "Free some space, then run the same command again."))
+        if type(error).__name__ == "OutOfMemoryError":
+            hint = "Lower train.micro_batch_size or measure.batch_size."
+            sys.exit(_say(2, "The GPU ran out of memory.", hint))
+        said = reason(error) if str(error).strip() else ""
         hint = "" if debug else "Run again with --debug for the traceback."
         sys.exit(_say(1, f"{type(error).__name__}: {said}".removesuffix(": "), hint))
 

@@ -39,7 +39,23 @@ def test_help_is_quick() -> None:
 
 
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    verbs = ("demo", "ls", "cp", "show", "validate", "train", "compare", "eval", "report", "env")
+    verbs = (
+        "demo",
+        "ls",
+        "cp",
+        "show",
+        "validate",
+        "train",
+        "compare",
+        "eval",
+        "report",
+        "inspect",
+        "tune",
+        "tasks",
+        "promote",
+        "prune",
+        "env",
+    )
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
