@@ -15,10 +15,12 @@ from nlft.errors import CheckpointError
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PARTIAL = ".partial"
 """Suffix of what is not complete yet."""
+OLD = ".old"
+"""Suffix of what is being replaced."""
 
 
 def write_folder(folder: Path, write: Callable[[Path], object], what: str) -> None:
-    """Writes a folder in one step: either all of it is there afterwards, or nothing new is.
+    """Writes a folder in one step: either all of it is there afterwards, or what was there before.
 
     Args:
         folder: its final place; an older one there is replaced only when the new one is complete.
@@ -28,8 +30,10 @@ def write_folder(folder: Path, write: Callable[[Path], object], what: str) -> No
     Raises:
         CheckpointError: the disk is full or cannot be written.
     """
-    partial = folder.with_name(folder.name + PARTIAL)
+    partial, old = folder.with_name(folder.name + PARTIAL), folder.with_name(folder.name + OLD)
     shutil.rmtree(partial, ignore_errors=True)
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # killed between the two renames below
     try:
         partial.mkdir(parents=True)
         write(partial)
@@ -37,12 +41,16 @@ def write_folder(folder: Path, write: Callable[[Path], object], what: str) -> No
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
+        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
         raise disk_error(error, folder, what) from error
     finally:  # after an interruption too
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -115,7 +115,8 @@ def inspect_keys(
     if not folder.is_dir():
         recipe = recipe or load_recipe(path, list(overrides))
     elif recipe is None and (folder / "config.yaml").is_file():
-        recipe = load_recipe(str(folder / "config.yaml"), list(overrides))
+        # Nobody has asked for what this file asks for.
+        recipe = load_recipe(str(folder / "config.yaml"), [*overrides, "base.trust_remote_code=false"])
     if recipe is None:
         raise NlftError(f"{path} is an adapter and brings no rows.", "Name a recipe with --recipe.")
     name = method_with_keys(recipe, method)
@@ -273,9 +274,10 @@ def core_remark(task: str, cores: Sequence[Core]) -> Iterator[str]:
 def texts(
     recipe: Recipe, base: FrozenBase, prepared: Prepared, parts: Parts
 ) -> Iterator[tuple[str, Sequence[Encoded]]]:
-    """Texts on which a task should be silent: background, and probes, which calibrate nothing."""
+    """Texts on which a task should be silent: background, and probes, which calibrate nothing (see
+    `eval/false_fire.py` for new text like the background)."""
     if parts.held_out_rows:
-        yield "background, held out", parts.held_out_rows
+        yield "background, held out (it set the margin)", parts.held_out_rows
     else:
         yield "background, calibrated on", prepared.background
     for probe in prepared.domains.probes:

@@ -81,7 +81,9 @@ def digest_rows(domains: Domains) -> str:
     digest = hashlib.sha256()
     for rows in (*(task.train for task in domains.tasks), *(e.rows for e in domains.evaluations), domains.background):
         for row in rows:
-            digest.update(repr((row.prompt, row.join, row.completion, row.answers, row.choices, row.messages)).encode())
+            text = (row.prompt, row.join, row.completion, row.answers, row.choices, row.messages)
+            # Groups decide which rows are held out.
+            digest.update(repr((*text, row.cluster)).encode())
         digest.update(b"next")
     return digest.hexdigest()
 

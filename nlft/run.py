@@ -135,8 +135,9 @@ def run_method(
             events=events,
             console=console,
         )
+        begun = time.perf_counter()
         learner.end_task(model)
-        cost = replace(cost, preparing=preparing)
+        cost = replace(cost, preparing=preparing + time.perf_counter() - begun)
         begun = time.perf_counter()
         scores = measure(model, base, recipe, prepared, stage, "on")
         now = time.perf_counter()

@@ -35,7 +35,7 @@ class StageCost:
     final_loss: float
     """Nats per target token, mean over the last tenth of the steps."""
     preparing: float = 0.0
-    """Seconds before the first step: calibration."""
+    """Seconds before the first step and after the last: calibration."""
 
 
 def make_accelerator(precision: str, device: torch.device) -> Accelerator:

@@ -84,3 +84,21 @@ def test_finished_stages_stop_at_a_gap(tmp_path: Path) -> None:
         (tmp_path / "stages" / str(stage) / "stage.json").write_text(json.dumps({}))
     (tmp_path / "stages" / "3").mkdir()
     assert [path.name for path in finished_stages(tmp_path)] == ["1", "2"]
+
+
+def test_a_failure_while_renaming_leaves_the_old_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "adapter"
+    write_folder(folder, lambda place: (place / "a").write_text("old"), "It")
+    rename, calls = Path.rename, []
+
+    def failing(self: Path, target: Path) -> Path:
+        calls.append(self.name)
+        if self.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(folder, lambda place: (place / "a").write_text("new"), "It")
+    assert "adapter" in calls and (folder / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

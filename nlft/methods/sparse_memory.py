@@ -19,7 +19,6 @@ from nlft.errors import NlftError
 from nlft.methods.calibration import CALIBRATION_BATCH, Parts, gate_fields, place_gate, split_context
 from nlft.methods.protocol import TaskContext
 from nlft.methods.replay import Trainable
-from nlft.ops.risk import allowance
 from nlft.pathways.prototype import held_out_batches, prototype_addresses, read_addresses
 from nlft.pathways.shift import set_shift
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
@@ -40,7 +39,7 @@ from nlft.pathways.sparse_memory.product_key import (
     product_key_rows,
 )
 from nlft.pathways.sparse_memory.tally import RowSGD, Tally
-from nlft.retain import choose_shift, count_clusters
+from nlft.retain import choose_shift
 
 
 class Pending(NamedTuple):
@@ -136,7 +135,6 @@ class SparseMemory(Trainable):
             addresses = prototype_addresses(model, cores, parts.task, parts.background, parts.earlier, **found)
         begin_task(model, context.name, addresses)
         if self.retention is not None and self.retention.of == "predictions":
-            allowance(self.retention.budget, count_clusters(parts.held_out_rows))
             self.pending = Pending(context.name, parts.held_out_rows, context.pad_id, parts.budget_so_far)
 
     def begin_product_keys(self, model: nn.Module, context: TaskContext, parts: Parts) -> None:

@@ -68,8 +68,9 @@ def begin_gate(
     """Gives a calibrated gate the prototypes of a new task, and the height that its evidence must pass.
 
     The height is the least with which a new group of background rows opens the gate with at most the budget's
-    probability (see `nlft.ops.risk`); held-out rows chose neither prototypes nor drift. Earlier tasks are held
-    to the same budget; where they have too few groups to vouch for it, none of their rows may open the gate.
+    probability (see `nlft.ops.risk`); held-out rows chose neither prototypes nor drift. On the train rows of
+    earlier tasks the gate keeps to the same rate, or opens on none where they are few; they have shaped the rivals,
+    so this is what was counted and no promise about other rows.
 
     Args:
         model: PEFT model with a gate.

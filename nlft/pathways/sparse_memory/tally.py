@@ -15,7 +15,7 @@ class Tally:
     """How often one table has been read since the last optimiser step, and which slots have ever been moved.
 
     A token counts when a gradient comes back to what it read: padding, and tokens behind which nothing is learned,
-    do not count. Micro-batches add up.
+    do not count. Micro-batches add up, and so do replayed rows.
     """
 
     def __init__(self, background: Background) -> None:
