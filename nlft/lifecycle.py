@@ -1,117 +1,26 @@
-"""Adapters on disk and what their tasks are: read, written whole or not at all, and put onto their base."""
+"""What the tasks of a stored adapter are and do to each other, measured on their base."""
 
 from __future__ import annotations
 
-import shutil
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
-from safetensors.torch import load_file, save_file
-
-from nlft.base import UNREADABLE, FrozenBase, load_base
-from nlft.checkpoint import holds_nothing, write_folder
+from nlft.base import FrozenBase, load_base
 from nlft.config import BaseConfig, Recipe
 from nlft.data.batch import in_batches
 from nlft.data.domain import load_domains
 from nlft.data.template import Encoded
-from nlft.errors import BaseModelError, CheckpointError, NlftError, reason
-from nlft.pathways.lifecycle import Adapter, attach, kind_of, known, place_of, task_bytes, without_tasks
+from nlft.errors import BaseModelError, NlftError
+from nlft.pathways.lifecycle import Adapter, attach, known, task_bytes, without_tasks
 from nlft.pathways.provenance import digest
 from nlft.pathways.reads import count_reads, gate_changes
-from nlft.pathways.task import TaskPeftConfig
 from nlft.prepare import prepare
-from nlft.recipes import load_recipe
 from nlft.rescore import load_weights
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""The files that PEFT writes."""
 BATCH = 32
 """Rows of a forward pass that counts reads."""
-
-
-def adapter_folder(path: str | Path) -> Path:
-    """The folder with the adapter: the path itself, or `adapter` below it (a result folder of `nlft train`).
-
-    Raises:
-        NlftError: there is none.
-    """
-    folder = Path(path).expanduser().resolve()
-    for candidate in (folder, folder / "adapter"):
-        if (candidate / CONFIG).is_file():
-            return candidate
-    problem = f"it has no {CONFIG}" if folder.is_dir() else "there is no such folder"
-    raise NlftError(
-        f"{path} is no adapter: {problem}.", "Give an adapter's folder, or a result folder of `nlft train`."
-    )
-
-
-def read_adapter(folder: Path) -> Adapter:
-    """Reads an adapter without its base.
-
-    Raises:
-        NlftError: it is not one of nlft's pathways, or damaged.
-    """
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except UNREADABLE as error:
-        raise CheckpointError(f"{folder / CONFIG} cannot be read: {reason(error)}", "Take a whole copy.") from error
-    if not isinstance(config, TaskPeftConfig):
-        raise NlftError(
-            f"{folder} is a {kind_of(config)} adapter, which does not keep its tasks apart.",
-            "Only adapters of sparse memory and gated LoRA have tasks that can be listed, removed or joined.",
-        )
-    if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{folder} has no {WEIGHTS}.", "Take a whole copy of the adapter.")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except UNREADABLE as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged: {reason(error)}", "Take a whole copy.") from error
-    found = {place.task for key in tensors if (place := place_of(key)) is not None}
-    if found != set(range(len(config.tasks))):
-        raise CheckpointError(
-            f"{folder} is damaged: {CONFIG} lists {len(config.tasks)} tasks, and {WEIGHTS} holds {len(found)}.",
-            "Take a whole copy of the adapter.",
-        )
-    return Adapter(config, tensors)
-
-
-def write_adapter(adapter: Adapter, source: Path, out: Path | None = None) -> Path:
-    """Writes an adapter in place of the one that it came from, or into a folder that holds nothing yet.
-
-    Args:
-        source: folder that the adapter was read from; its other files (a model card) come along.
-
-    Returns:
-        The folder.
-
-    Raises:
-        NlftError: `out` holds something; CheckpointError if the disk cannot be written.
-    """
-    folder = source if out is None else out.expanduser().resolve()
-    if folder != source and not holds_nothing(folder):
-        raise NlftError(f"{out} is not empty.", "Give another folder with --out.")
-
-    def write(partial: Path) -> None:
-        for path in source.iterdir():
-            if path.is_file() and path.name not in (CONFIG, WEIGHTS):
-                shutil.copy2(path, partial)
-        adapter.config.save_pretrained(str(partial))
-        tensors = {key: tensor.contiguous() for key, tensor in adapter.tensors.items()}
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-
-    write_folder(folder, write, "The adapter")
-    return folder
-
-
-def recipe_of(folder: Path, recipe: str | None) -> Recipe | None:
-    """The recipe that is named, else the one of the run that the adapter lies in, if it lies in one."""
-    if recipe is not None:
-        return load_recipe(recipe)
-    own = folder.parent / "config.yaml"
-    return load_recipe(str(own), []) if folder.name == "adapter" and own.is_file() else None
 
 
 def open_model(adapter: Adapter, folder: Path, recipe: Recipe | None) -> tuple[FrozenBase, Any]:
@@ -193,10 +102,14 @@ def overlaps(adapter: Adapter, folder: Path, name: str, recipe: Recipe | None) -
 
     Measured with the adapter as it was at the start of that task's training and at its end; behind gates also how
     many tokens the task's own gate treats otherwise without `name` to weigh it against. The largest share counts.
-    Where it is 0, removing `name` leaves what training without reading it would have left.
+    Where it is 0, the training of that task read nothing of `name`. Its calibration may have: keys, thresholds and
+    heights were also set over background and rows of earlier tasks, with `name` on.
 
     Args:
         recipe: has the train rows; without it nothing is known.
+
+    Raises:
+        NlftError: there is no such task, or the adapter was made for another base than the recipe's.
     """
     known(adapter, name)
     names = list(adapter.config.tasks)
@@ -248,6 +161,9 @@ def cross_reads(adapter: Adapter, folder: Path, recipe: Recipe, names: list[str]
     Args:
         folder: of an adapter of the same base.
         names: tasks of `adapter` that are new to the others; only pairs with one of them are looked at.
+
+    Raises:
+        NlftError: the adapter was made for another base than the recipe's.
     """
     base, model = open_model(adapter, folder, recipe)
     prepared = prepare(recipe, load_domains(recipe), base)

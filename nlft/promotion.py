@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from nlft.config import Recipe
 from nlft.data.domain import Domains, load_domains
 from nlft.errors import NlftError
 from nlft.lifecycle import noted, open_model
-from nlft.measure.interval import Difference, paired_difference
+from nlft.measure.interval import Difference, paired_difference, wilson
 from nlft.measure.unit import is_bounded, sign_of, unit_of
 from nlft.pathways.lifecycle import Adapter, attach, known, without_tasks
-from nlft.pathways.provenance import PERMANENT, now
+from nlft.pathways.provenance import PERMANENT, digest, now
 from nlft.prepare import prepare
 from nlft.run import measure
 from nlft.types import Evaluation, Item
@@ -42,29 +43,50 @@ class Verdict:
     retention: list[Effect]
     objections: list[str]
     """Sentences; empty if the task may become permanent."""
+    remarks: list[str]
+    """Sentences on what the measurement could not use or tell."""
 
     @property
     def worst(self) -> Effect:
-        """The evaluation that lost most."""
-        return min(self.retention, key=lambda effect: effect.gain.value)
+        """The evaluation that may have lost most: of the lowest lower end."""
+        return min(self.retention, key=lambda one: -math.inf if math.isnan(one.gain.low) else one.gain.low)
 
 
 def examine(
-    adapter: Adapter, folder: Path, name: str, recipe: Recipe, budget: float, min_acquisition: float
+    adapter: Adapter,
+    folder: Path,
+    name: str,
+    recipe: Recipe,
+    budget: float,
+    min_acquisition: float,
+    lenient: bool = False,
 ) -> Verdict:
     """Scores an adapter with and without one of its tasks.
 
-    Acquisition is the gain on the recipe's test rows of the task; it holds if the lower end of its 95 % interval is
-    above 0 and at least `min_acquisition`. Retention is the loss on every probe, and on the test rows of every other
-    task of the adapter; it holds if none lost more than `budget`, as measured.
+    Acquisition is the gain on the recipe's test rows of the task, without those that are its train rows too; it holds
+    if the lower end of its 95 % interval is above 0 and at least `min_acquisition`. Retention is the loss on every
+    probe, and on the test rows of every other task of the adapter; it holds if the upper end of no loss is more than
+    `budget`. The budget is that of this promotion alone: those of several add up.
+
+    Args:
+        lenient: retention goes by the losses as measured, not by their upper ends.
 
     Raises:
-        NlftError: the adapter or recipe has no such task, or the recipe has nothing to measure retention on.
+        NlftError: the adapter or recipe has no such task, the recipe has nothing to measure retention on, or all
+            test rows of the task are train rows.
     """
     known(adapter, name)
-    domains = chosen(load_domains(recipe), list(adapter.config.tasks), name)
+    domains, seen = without_train_rows(chosen(load_domains(recipe), list(adapter.config.tasks), name), name)
     base, model = open_model(adapter, folder, recipe)
     prepared = prepare(recipe, domains, base)
+    remarks = []
+    if seen:
+        remarks.append(f"{seen} test rows of {name!r} are also train rows of it, and are left out.")
+    if adapter.config.provenance.get(name, {}).get("rows_sha256") != digest(prepared.train[name]):
+        remarks.append(
+            f"The recipe's train rows of {name!r} are not known to be those that it was trained on, so test rows that"
+            " it was trained on may be left."
+        )
     attach(model, without_tasks(adapter, [name]), "without")
     scores = []
     for stage, active in enumerate(("without", "default")):
@@ -73,10 +95,12 @@ def examine(
     effects = [effect(evaluation, *scores) for evaluation in domains.evaluations]
     acquired = next(one for one in effects if one.column == name)
     kept = [one for one in effects if one.column != name]
-    return Verdict(acquired, kept, objections(acquired, kept, budget, min_acquisition))
+    return Verdict(acquired, kept, objections(acquired, kept, budget, min_acquisition, lenient), remarks)
 
 
-def objections(acquired: Effect, kept: list[Effect], budget: float, min_acquisition: float) -> list[str]:
+def objections(
+    acquired: Effect, kept: list[Effect], budget: float, min_acquisition: float, lenient: bool = False
+) -> list[str]:
     """What speaks against a promotion, in sentences."""
     found = []
     if not (acquired.gain.low > 0 and acquired.gain.low >= min_acquisition):
@@ -90,10 +114,35 @@ def objections(acquired: Effect, kept: list[Effect], budget: float, min_acquisit
             found.append(
                 f"Retention does not hold: {one.column!r} changed by {spell(one.gain)}, and may lose {budget:.2%}."
             )
+        elif not lenient and not -one.gain.low <= budget:
+            found.append(
+                f"Retention is not shown: {one.column!r} changed by {spell(one.gain)}, and its lower end must not lie"
+                f" below {-budget:.2%}. {wanted_rows(one, budget)}"
+            )
     return found
 
 
-def promoted(adapter: Adapter, name: str, verdict: Verdict, budget: float) -> Adapter:
+def wanted_rows(one: Effect, budget: float) -> str:
+    """What would show that a loss keeps within a budget, as a sentence."""
+    groups = one.gain.n_clusters
+    if not math.isfinite(one.gain.low):
+        return f"{one.gain.n_items} rows in {groups} group give no interval: rows in at least 2 groups are needed."
+    room = budget + one.gain.value
+    if room <= 0:
+        return "The change as measured uses all of it, so no number of rows will do: a larger budget is needed."
+    if one.changed:
+        needed = math.ceil(groups * ((one.gain.value - one.gain.low) / room) ** 2)  # widths fall by the root
+    else:
+        needed = groups
+        while wilson(0, needed)[1] > budget:
+            needed += max(1, needed // 100)
+    return (
+        f"It has {groups} groups of rows; about {needed:,} are needed if the others change alike. With --lenient the"
+        " change as measured counts."
+    )
+
+
+def promoted(adapter: Adapter, name: str, verdict: Verdict, budget: float, lenient: bool = False) -> Adapter:
     """The adapter with the task permanent, and what was measured noted beside it."""
     gain, worst = verdict.acquisition.gain, verdict.worst
     facts: dict[str, Any] = {
@@ -102,6 +151,7 @@ def promoted(adapter: Adapter, name: str, verdict: Verdict, budget: float) -> Ad
         "worst": worst.column,
         "retention": [worst.gain.value, worst.gain.low, worst.gain.high],
         "budget": budget,
+        "lenient": lenient,
     }
     return noted(adapter, name, status=PERMANENT, promoted=facts)
 
@@ -128,6 +178,25 @@ def chosen(domains: Domains, tasks: list[str], name: str) -> Domains:
             "Add `probes`: knowledge that was not used for calibration.",
         )
     return replace(domains, tasks=entries)
+
+
+def without_train_rows(domains: Domains, name: str) -> tuple[Domains, int]:
+    """The rows without those test rows of a task that are its train rows too, and how many these are.
+
+    Raises:
+        NlftError: none is left.
+    """
+    task = next(task for task in domains.tasks if task.name == name)
+    trained = {(row.prompt, row.completion, row.messages) for row in task.train}
+    [test] = task.evaluations
+    rows = tuple(row for row in test.rows if (row.prompt, row.completion, row.messages) not in trained)
+    if test.rows and not rows:
+        raise NlftError(
+            f"All {len(test.rows)} test rows of {name!r} are also train rows of it, so they show no acquisition.",
+            f"Give tasks.{name}.test rows that were not trained on.",
+        )
+    entries = [replace(one, evaluations=(replace(test, rows=rows),)) if one is task else one for one in domains.tasks]
+    return replace(domains, tasks=tuple(entries)), len(test.rows) - len(rows)
 
 
 def effect(evaluation: Evaluation, without: list[Item], with_it: list[Item]) -> Effect:

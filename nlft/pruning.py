@@ -20,12 +20,10 @@ from nlft.lifecycle import BATCH, noted, open_model
 from nlft.pathways.lifecycle import Adapter, attach, check_closed, place_of, task_bytes, with_slots
 from nlft.pathways.provenance import now
 from nlft.pathways.reads import Reads, count_reads
+from nlft.pathways.shift import SILENT
 from nlft.prepare import prepare
 from nlft.promotion import Effect, effect
 from nlft.run import measure
-
-SILENT = 2.0
-"""A threshold that no cosine passes."""
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from nlft.adapter import own_recipe, read_adapter, read_config
 from nlft.base import UNREADABLE, FrozenBase, load_base
 from nlft.checkpoint import finished_stages
 from nlft.config import FullConfig, Recipe
 from nlft.data.domain import load_domains
 from nlft.errors import NlftError, reason
 from nlft.methods.full import Full
+from nlft.pathways.task import TaskPeftConfig
 from nlft.prepare import prepare
-from nlft.recipes import load_recipe
 from nlft.run import measure
 from nlft.types import Item
 
@@ -47,8 +48,8 @@ def evaluate_run(path: str, recipe: Recipe | None = None, console: Console | Non
     """
     console = console or Console(quiet=True)
     folder = Path(path)
-    if (folder / "config.yaml").is_file():
-        recipe = recipe or load_recipe(str(folder / "config.yaml"), [])
+    if recipe is None and (folder / "config.yaml").is_file():
+        recipe = own_recipe(folder / "config.yaml", console)
     weights = weights_of(folder)
     if recipe is None:
         raise NlftError(f"{path} is an adapter and brings no evaluations.", "Name a recipe with --recipe.")
@@ -107,6 +108,8 @@ def load_weights(weights: Path, base: FrozenBase) -> Any:
         NlftError: they are damaged, or made for another base.
     """
     adapter = (weights / "adapter_config.json").is_file()
+    if adapter and isinstance(read_config(weights), TaskPeftConfig):
+        read_adapter(weights)  # says what is wrong with it before PEFT makes anything of its settings
     try:
         if adapter:
             from peft import PeftModel
@@ -132,7 +135,7 @@ def load_weights(weights: Path, base: FrozenBase) -> Any:
 
 
 def counted_mean(items: list[Item], column: str, metric: str) -> tuple[int, float]:
-    """Number of rows and weighted mean of one column."""
+    """Number of rows and weighted mean of one column, which has rows."""
     chosen = [item for item in items if item.column == column and item.metric == metric]
     total = sum(item.weight for item in chosen)
     return len(chosen), sum(item.value * item.weight for item in chosen) / total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -11,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from nlft.adapter import check_no_stage, own_recipe, read_adapter, write_adapter
 from nlft.base import FrozenBase, load_base
-from nlft.checkpoint import write_folder
 from nlft.config import DataConfig, Recipe, RetentionConfig
 from nlft.data.domain import load_domains
 from nlft.data.source import load_rows
@@ -22,10 +21,11 @@ from nlft.measure.score import score
 from nlft.measure.unit import unit_of
 from nlft.methods.calibration import SPLIT_SEED
 from nlft.ops.risk import allowance
+from nlft.pathways.lifecycle import Adapter, stored
 from nlft.pathways.prototype import hold_out
+from nlft.pathways.provenance import background_digest, backgrounds
 from nlft.pathways.shift import has_gate, keys_by_task, set_shift, shifts
 from nlft.prepare import Prepared, prepare
-from nlft.recipes import load_recipe
 from nlft.report.curve import CurveColumn, CurvePoint, draw_curve, show_shift
 from nlft.rescore import counted_mean, load_weights, weights_of
 from nlft.retain import COSINES, EVIDENCE, Kept, count_clusters, pick, predictions, retention_curve
@@ -37,6 +37,8 @@ WIDE_EVIDENCE = (-3.2, -1.6, -0.8, -0.4, -0.2, -0.1, *EVIDENCE)
 """Shifts that are tried on a gate."""
 MOST_TRAIN = 512
 """Train rows of a task on which shifts within the budget are compared."""
+UNKNOWN = "The adapter does not note which background calibrated it."
+OTHER = "The recipe's background is not the one that calibrated the adapter."
 CURVE = "tune.png"
 """Name of the figure in the adapter's folder; the CSV is beside it."""
 
@@ -88,14 +90,16 @@ def tune_adapter(
         dry_run: write nothing.
 
     Raises:
-        NlftError: no thresholds to turn, no held-out rows, too few of them for the budget, or a budget that
-            cannot be kept.
+        NlftError: no thresholds to turn, no held-out rows, too few of them for the budget, a budget that cannot be
+            kept, or a checkpoint of an unfinished run that would be changed.
     """
     console = console or Console(quiet=True)
     folder = Path(path)
     if recipe is None and (folder / "config.yaml").is_file():
-        recipe = load_recipe(str(folder / "config.yaml"), [])
-    weights = weights_of(folder)
+        recipe = own_recipe(folder / "config.yaml", console)
+    weights = weights_of(folder).resolve()
+    if out is None and not dry_run:
+        check_no_stage(weights)
     if recipe is None:
         raise NlftError(f"{path} is an adapter and brings no tasks and probes.", "Name a recipe with --recipe.")
     if out is not None and out.exists():
@@ -130,14 +134,14 @@ def tune_adapter(
     if dry_run:
         return tuned
     set_shift(model, shift, names)
-    target = weights if out is None else out
+    # The settings stay as they are written; only shifts are other ones.
+    turned = Adapter(read_adapter(weights).config, stored(model, model.active_adapters[0]).tensors)
 
-    def write(partial: Path) -> None:
-        shutil.copytree(weights, partial, dirs_exist_ok=True)
-        model.save_pretrained(partial)
+    def draw(partial: Path) -> None:
         draw_curve(columns, points, budget, partial / CURVE)
 
-    write_folder(target.resolve(), write, "The tuned adapter")
+    target = weights_of(folder) if out is None else out
+    write_adapter(turned, weights, out, draw)
     return replace(tuned, folder=target)
 
 
@@ -152,7 +156,17 @@ def held_out_rows(
     Raises:
         NlftError: nothing is known to be held out.
     """
+    noted = backgrounds(model.active_peft_config)
+    same = noted == [background_digest(prepared.background)]
     if background is not None:
+        if not same:
+            console.print(
+                f"{UNKNOWN if not noted else OTHER} So rows of {background} that calibrated it cannot be left out, and"
+                " the guarantee holds only if there are none.",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
         used = {(row.prompt, row.completion, row.messages) for row in prepared.domains.background}
         used |= {(row.prompt, row.completion, row.messages) for task in prepared.domains.tasks for row in task.train}
         every = load_rows(DataConfig(path=background), "--background")
@@ -162,6 +176,7 @@ def held_out_rows(
                 f"{len(every) - len(rows)} of {len(every)} rows of {background} were used in training or calibration"
                 " and are left out.",
                 highlight=False,
+                markup=False,
             )
         return encoded(rows, base, prepared)
     retentions = retention_of(recipe, model)
@@ -170,6 +185,15 @@ def held_out_rows(
             "No background is known to be held out: the adapter was calibrated on all of the recipe's.",
             "Give other text with --background PATH, or train with `retention: {of: predictions}`, which holds out"
             " half.",
+        )
+    if noted and not same:
+        raise NlftError(
+            f"The guarantee does not hold: {OTHER[0].lower()}{OTHER[1:-1]}, and may hold out what did.",
+            "Restore the background (its file and its settings), or give other text with --background PATH.",
+        )
+    if not noted:
+        console.print(
+            f"{UNKNOWN} The guarantee holds only if it was the recipe's, unchanged.", highlight=False, soft_wrap=True
         )
     if any(one is not None and one.of != "predictions" for one in retentions):
         console.print(
@@ -193,14 +217,22 @@ def retention_of(recipe: Recipe, model: Any) -> list[RetentionConfig | None]:
 
 
 def encoded(rows: Sequence[Row], base: FrozenBase, prepared: Prepared) -> list[Encoded]:
-    """Held-out rows as token ids; the end of a long row is cut."""
+    """Held-out rows as token ids; the end of a long row is cut.
+
+    Raises:
+        NlftError: there are none.
+    """
     if not rows:
         raise NlftError("The held-out background has no rows.", "Give other text with --background PATH.")
     return encode_rows(rows, base.tokenizer, prepared.max_length, "truncate")
 
 
 def vouch(budget: float, rows: Sequence[Encoded]) -> None:
-    """Refuses a budget that so few rows cannot vouch for, before anything is computed."""
+    """Refuses a budget that so few rows cannot vouch for, before anything is computed.
+
+    Raises:
+        NlftError: naming what they can vouch for.
+    """
     clusters = count_clusters(rows)
     try:
         allowance(budget, clusters)

@@ -35,6 +35,7 @@ LAYERS = (
     ("report",),
     ("witness",),
     ("run",),
+    ("adapter",),
     ("compare", "rescore"),
     ("inspect", "lifecycle"),
     ("promotion",),

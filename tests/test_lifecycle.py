@@ -13,19 +13,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
+from nlft.adapter import adapter_folder, read_adapter, recipe_of, write_adapter
 from nlft.base import load_base
 from nlft.config import BaseConfig
 from nlft.data.source import load
 from nlft.errors import NlftError
-from nlft.lifecycle import (
-    adapter_folder,
-    cross_reads,
-    describe,
-    overlaps,
-    read_adapter,
-    recipe_of,
-    write_adapter,
-)
+from nlft.lifecycle import cross_reads, describe, overlaps
 from nlft.pathways.lifecycle import Adapter, with_tasks, without_tasks
 from nlft.promotion import effect, examine, objections, promoted
 from nlft.pruning import prune
@@ -110,9 +103,9 @@ def test_folders_are_written_whole(adapter: Path, tmp_path: Path, monkeypatch: p
     def fail(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    import nlft.lifecycle
+    import nlft.adapter
 
-    monkeypatch.setattr(nlft.lifecycle, "save_file", fail)
+    monkeypatch.setattr(nlft.adapter, "save_file", fail)
     with pytest.raises(NlftError, match="the disk is full"):
         write_adapter(without_tasks(found, ["people"]), adapter)
     assert list(read_adapter(adapter).config.tasks) == ["people", "ships"]
@@ -166,7 +159,7 @@ def test_promotion_needs_both_halves(adapter: Path, recipe: Callable[..., Any], 
     on = recipe(tasks=nll, probes=[text])
     found = read_adapter(adapter)
     good = examine(found, adapter, "people", on, budget=0.9, min_acquisition=0.0)
-    assert good.objections == [] and good.acquisition.gain.low > 0
+    assert good.objections == [] == good.remarks and good.acquisition.gain.low > 0
     assert [one.column for one in good.retention] == ["ships", "text"]
     gain = good.acquisition
     assert gain.gain.value == pytest.approx((gain.before - gain.after) / gain.before)
@@ -175,14 +168,21 @@ def test_promotion_needs_both_halves(adapter: Path, recipe: Callable[..., Any], 
     assert "Acquisition does not hold" in said
     bad = write_adapter(shaken(found, "people", -30), adapter, tmp_path / "bad")
     worse = examine(read_adapter(bad), bad, "people", on, 0.9, 0.0)
-    least = -worse.worst.gain.value
-    assert least > 0 and "Acquisition does not hold" in worse.objections[0]
-    tight, loose = (objections(gain, worse.retention, least * factor, 0.0) for factor in (0.99, 1.01))
-    assert len(tight) == 1 and worse.worst.column in tight[0] and loose == []
+    worst = worse.worst.gain
+    assert worst.low < worst.value < 0 and "Acquisition does not hold" in worse.objections[0]
+    for lenient, least in ((False, -worst.low), (True, -min(one.gain.value for one in worse.retention))):
+        tight, loose = (objections(gain, worse.retention, least * f, 0.0, lenient) for f in (0.99, 1.01))
+        assert len(tight) == 1 and worse.worst.column in tight[0] and loose == []
     done = promoted(found, "people", good, 0.9)
     again = read_adapter(write_adapter(done, adapter))
     assert [line.status for line in describe(again)] == ["permanent", "staged"]
     assert again.config.provenance["people"]["promoted"]["acquisition"][1] == good.acquisition.gain.low
+    some = {**nll[0], "test": {**nll[0]["train"], "limit": 70}}  # of which 64 are train rows
+    fewer = examine(found, adapter, "people", recipe(tasks=[some, nll[1]], probes=[text]), 0.9, 0.0)
+    assert "64 test rows of 'people' are also train rows" in fewer.remarks[0] and len(fewer.remarks) == 1
+    assert fewer.acquisition.gain.n_items == 6
+    with pytest.raises(NlftError, match="All 64 test rows of 'people' are also train rows"):
+        examine(found, adapter, "people", recipe(tasks=[{**some, "test": nll[0]["train"]}, nll[1]]), 0.9, 0.0)
     with pytest.raises(NlftError, match="no task 'ships'"):
         examine(found, adapter, "ships", recipe(tasks=nll[:1]), 0.01, 0.0)
     with pytest.raises(NlftError, match="retention cannot be measured"):
@@ -205,6 +205,24 @@ def test_effects_are_gains() -> None:
     assert worse.gain.value == pytest.approx(-0.25) and worse.gain.low <= -0.25 <= worse.gain.high
     same = gain_of([1, 0, 1], [1, 0, 1], "exact_match")
     assert same.gain.value == 0 == same.changed and same.gain.low < 0 < same.gain.high
+
+
+def test_what_few_rows_cannot_show_is_an_objection() -> None:
+    better = gain_of([0.0] * 9, [1.0] * 9, "exact_match")
+    same = gain_of([1, 0, 1], [1, 0, 1], "exact_match")
+    [said] = objections(better, [same], 0.01, 0.0)
+    assert "Retention is not shown: 'c' changed by +0.00%" in said and "about 38" in said
+    assert objections(better, [same], 0.01, 0.0, lenient=True) == []
+    enough = gain_of([1.0] * 385, [1.0] * 385, "exact_match")
+    assert objections(better, [enough], 0.01, 0.0) == []
+    [said] = objections(better, [gain_of([1.0], [1.0], "nll")], 0.01, 0.0)
+    assert "1 rows in 1 group give no interval" in said
+    slight = gain_of([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.02], "nll")
+    [said] = objections(better, [slight], 0.01, 0.0)
+    needed = int(said.split("about ")[1].split(" are")[0])
+    many = gain_of([1.0] * 4 * needed, [1.0, 1.0, 1.0, 1.02] * needed, "nll")
+    assert needed > 4 and many.gain.n_items == 4 * needed and objections(better, [many], 0.01, 0.0) == []
+    assert "a larger budget" in objections(better, [same], 0.0, 0.0)[0]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,13 @@ from safetensors.torch import load_file
 
 from nlft.base import load_base
 from nlft.cli import main
+from nlft.config import BaseConfig
+from nlft.data.domain import load_domains
 from nlft.data.source import load_rows
 from nlft.errors import NlftError
+from nlft.pathways.provenance import background_digest
 from nlft.pathways.shift import SILENT, shifts
+from nlft.prepare import prepare
 from nlft.recipes import load_recipe
 from nlft.rescore import load_weights
 from nlft.run import run_method
@@ -174,3 +179,45 @@ def test_adapters_that_cannot_be_tuned(recipe: Callable[..., Any], tmp_path: Pat
         tune_adapter(str(made["lora"]), None, 0.05)
     with pytest.raises(NlftError, match="brings no tasks and probes"):
         tune_adapter(str(made["memory"] / "adapter"), None, 0.05)
+
+
+def test_an_unfinished_run_is_not_changed(run_folder: Path) -> None:
+    shutil.rmtree(run_folder / "adapter")
+    before = digests(run_folder)
+    with pytest.raises(NlftError, match=r"stages/2/model is a checkpoint of a run") as caught:
+        tune_adapter("run", None, 0.5)
+    assert "--out" in caught.value.hint
+    tune_adapter("run", None, 0.5, out=Path("new"))
+    assert digests(run_folder) == before and shifts(load_weights(Path("new"), load_base(BaseConfig())))
+
+
+def test_the_background_must_be_the_one_that_calibrated(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], recipe: Callable[..., Any]
+) -> None:
+    """The held-out half is found again by the rows, so other rows hold out other ones."""
+    words = ["tune", "run", "--budget", "9%", "--dry-run"]
+    own = load_recipe("run/config.yaml", [])
+    base = load_base(own.base)
+    right = background_digest(prepare(own, load_domains(own), base).background)
+    for noted, code, said in (
+        ([right], 0, ""),
+        ([], 0, "does not note which background calibrated it"),
+        (["other"], 2, "The guarantee does not hold: the recipe's background is not the one"),
+        ([right, "other"], 2, "The guarantee does not hold"),
+    ):
+        note(run_folder, noted)
+        found, out, err = call(capsys, *words)
+        assert found == code and said in (err if code else out)
+        assert ("does not note" in out) == (not noted)
+    Path("mine.jsonl").write_text("".join(f'{{"text": "Ann {i} sees a cat."}}\n' for i in range(20)))
+    found, out, _ = call(capsys, *words, "--background", "mine.jsonl")
+    assert found == 0 and "the guarantee holds only if there are none" in out
+    note(run_folder, [right])
+    assert "only if there are none" not in call(capsys, *words, "--background", "mine.jsonl")[1]
+
+
+def note(run_folder: Path, digests: list[str]) -> None:
+    """Writes which backgrounds calibrated the adapter."""
+    path = run_folder / "adapter" / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "calibration": {"background_sha256": digests}}))

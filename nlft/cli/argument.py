@@ -65,3 +65,31 @@ def fresh_folder(folder: Path) -> Path:
 def output_folder(out: Path | None, recipe_out: str | None, name: str) -> Path:
     """`--out`, else the recipe's `out`, else `runs/<name>`."""
     return out or Path(recipe_out or f"runs/{name}")
+
+
+def read_share(text: str, option: str, ends: bool = False) -> float:
+    """`0.5%` or `0.005` as a number between 0 and 1.
+
+    Args:
+        ends: whether 0 and 1 will do.
+
+    Raises:
+        NlftError: it is no such number.
+    """
+    from nlft.config import parse_share
+    from nlft.errors import NlftError
+
+    hint = "Write a share between 0 and 1, as 0.005, or a percentage, as 0.5%."
+    try:
+        share = float(parse_share(text))
+    except ValueError:
+        raise NlftError(f"{option}: {text!r} is no share.", hint) from None
+    if not (0 <= share <= 1 if ends else 0 < share < 1):
+        raise NlftError(f"{option}: {text} is not between 0 and 1.", hint)
+    return share
+
+
+def say(console: Console, *lines: str) -> None:
+    """Prints sentences as they are: what they name may come from a file."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

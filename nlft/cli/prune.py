@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from nlft.cli.argument import Out, going_on, open_console
-from nlft.cli.tasks import AdapterPath
+from nlft.cli.argument import Out, going_on, open_console, say
+from nlft.cli.tasks import CHECK_BUDGET, AdapterPath
 from nlft.errors import NlftError
 
 
@@ -32,8 +32,10 @@ def prune(
     console = open_console()
     with going_on():
         from rich.table import Table
+        from rich.text import Text
 
-        from nlft.lifecycle import adapter_folder, read_adapter, write_adapter
+        from nlft.adapter import adapter_folder, read_adapter, write_adapter
+        from nlft.pathways.lifecycle import has_thresholds
         from nlft.promotion import spell
         from nlft.pruning import prune as prune_adapter
         from nlft.recipes import load_recipe
@@ -46,7 +48,7 @@ def prune(
             column.justify = "right"
         for cut in done.cuts:
             counts = (cut.slots, cut.unread, cut.removed, cut.bytes_before, cut.bytes_after)
-            table.add_row(cut.name, f"{cut.read_share:.2%}", *(f"{count:,}" for count in counts))
+            table.add_row(Text(cut.name), f"{cut.read_share:.2%}", *(f"{count:,}" for count in counts))
         console.print(table)
         lines = [
             f"Traffic: {done.n_tokens:,} tokens. Largest logit difference on it: {done.silenced:.2g} with the removed"
@@ -57,16 +59,17 @@ def prune(
             for cut in done.cuts
             if not cut.read_share
         ]
-        for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, *lines)
         if done.effects:
             table = Table("column", "metric", "rows", "before", "after", "change [95 %]", "rows changed")
             for one in done.effects:
                 numbers = (f"{one.before:.3f}", f"{one.after:.3f}", spell(one.gain), f"{one.changed:.1%}")
-                table.add_row(one.column, one.metric, str(one.gain.n_items), *numbers)
+                table.add_row(Text(one.column), Text(one.metric), str(one.gain.n_items), *numbers)
             console.print(table)
         if dry_run:
-            console.print("Nothing was written.", markup=False, highlight=False)
+            say(console, "Nothing was written.")
             return
         folder = write_adapter(done.adapter, folder, out)
-    console.print(f"Written to {folder}.", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"Written to {folder}.")
+    if has_thresholds(done.adapter.config):
+        say(console, CHECK_BUDGET)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nlft.cli.argument import Out, going_on, open_console
+from nlft.cli.argument import Out, going_on, open_console, read_share, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +36,7 @@ def tune(
     """
     from nlft.recipes import load_recipe
 
-    share = read_share(budget)
+    share = read_share(budget, "--budget")
     loaded = load_recipe(recipe) if recipe else None
     console = open_console()
     with going_on():
@@ -47,45 +47,24 @@ def tune(
             adapter, loaded, share, background=background, tasks=task, out=out, dry_run=dry_run, console=console
         )
     console.print(curve_table(tuned))
-    console.print(
+    say(
+        console,
         f"Shift {show_shift(tuned.shift)} for {', '.join(tuned.tasks)} (the budget allows {show_shift(tuned.smallest)}"
         f" and more): a new group of rows like the held-out {tuned.clusters} ({tuned.rows} rows) loses at most"
         f" {100 * share:g} % of its predictions, in expectation.",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        f"Written to {tuned.folder}." if tuned.folder else "Nothing was written (--dry-run).",
     )
-    written = f"Written to {tuned.folder}." if tuned.folder else "Nothing was written (--dry-run)."
-    console.print(written, highlight=False, markup=False, soft_wrap=True)
-
-
-def read_share(text: str) -> float:
-    """`0.5%` or `0.005` as a number.
-
-    Raises:
-        NlftError: it is neither, or not between 0 and 1.
-    """
-    from nlft.config import parse_share
-    from nlft.errors import NlftError
-
-    hint = "Write a share between 0 and 1, as 0.005, or a percentage, as 0.5%."
-    try:
-        share = float(parse_share(text))
-    except ValueError:
-        raise NlftError(f"--budget: {text!r} is no share.", hint) from None
-    if not 0 < share < 1:
-        raise NlftError(f"--budget: {text} is not between 0 and 1.", hint)
-    return share
 
 
 def curve_table(tuned: Tuned) -> Table:
     """The curve as a table, the chosen shift marked."""
-    from rich.table import Table
+    from rich.table import Column, Table
+    from rich.text import Text
 
     from nlft.measure.unit import show
     from nlft.report.curve import show_shift
 
-    table = Table("shift", "lost %", "bound %", "train %", *(column.name for column in tuned.columns), "")
+    table = Table("shift", "lost %", "bound %", "train %", *(Column(Text(column.name)) for column in tuned.columns), "")
     for column in table.columns:
         column.justify = "right"
     for point in tuned.points:

@@ -19,6 +19,7 @@ from nlft.methods.replay import Trainable
 from nlft.pathways.evidence import let_through
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.gated_lora.model import begin_task, end_task
+from nlft.pathways.provenance import note_background
 
 FIELDS = ("r", "lora_alpha", "target_modules")
 """Fields of LoRA's config that mean something behind a gate."""
@@ -60,6 +61,7 @@ class GatedLora(Trainable):
         parts = split_context(context, self.retention)
         place_gate(model, self.gate, parts, context)
         begin_task(model, context.name, context.seed)
+        note_background(model.peft_config["default"], context.background)  # pyright: ignore
         rows = parts.background_rows
         if self.config.replay is not None:
             # Where the gate is shut the maps are off, and there is nothing to unlearn.

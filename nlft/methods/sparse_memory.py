@@ -20,6 +20,7 @@ from nlft.methods.calibration import CALIBRATION_BATCH, Parts, gate_fields, plac
 from nlft.methods.protocol import TaskContext
 from nlft.methods.replay import Trainable
 from nlft.pathways.prototype import held_out_batches, prototype_addresses, read_addresses
+from nlft.pathways.provenance import note_background
 from nlft.pathways.shift import set_shift
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.sparse_memory.model import (
@@ -106,6 +107,7 @@ class SparseMemory(Trainable):
         cores = memories(model)
         product_key = self.config.addressing == "product_key"
         peft_config: Any = model.peft_config["default"]  # pyright: ignore
+        note_background(peft_config, context.background)
         if not peft_config.tasks:
             statistics = calibrate_base(model, list(memory_layers(model)), parts.background)
             if not self.config.whitening:

@@ -18,6 +18,8 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 from nlft.errors import NlftError
 from nlft.pathways.gate import GATES
+from nlft.pathways.provenance import backgrounds, join_backgrounds
+from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.task import TaskPeftConfig
 
 PREFIX = "base_model.model."
@@ -31,6 +33,7 @@ INCIDENTAL = {"slots", "margin", "r", "nlft_version", "inference_mode", "base_mo
     "auto_mapping",
     "task_type",
     "init_weights",
+    "calibration",  # what it left in the tensors is compared
 }
 """Fields in which adapters may differ and yet be joined: they say nothing about what a finished task computes."""
 
@@ -80,24 +83,12 @@ def attach(model: Any, adapter: Adapter, name: str) -> None:
     set_peft_model_state_dict(model, adapter.tensors, adapter_name=name)
 
 
-def remove_task(model: Any, name: str, adapter: str = "default") -> None:
-    """Takes one task out of an adapter of a PEFT model."""
-    rest = without_tasks(stored(model, adapter), [name])
-    active = list(model.base_model.active_adapters)
-    spare = f"{adapter}-rest"  # PEFT takes its wrappers away with the last adapter
-    attach(model, rest, spare)
-    model.base_model.set_adapter(spare)
-    model.delete_adapter(adapter)
-    attach(model, rest, adapter)
-    model.base_model.set_adapter(active)
-    model.delete_adapter(spare)
-
-
 def without_tasks(adapter: Adapter, names: Sequence[str]) -> Adapter:
     """The adapter without some of its tasks: their parts at every block and the keys of their gates are gone.
 
     The tensors that are left are what they were, bit for bit: later tasks keep the keys, thresholds and values that
-    they got while the removed ones were read. A later task's gate loses a rival, so it may open in more places.
+    they got while the removed ones were read, by their train rows or in calibration. A later task's gate loses a
+    rival, so it may open in more places.
 
     Raises:
         NlftError: there is no such task, or a task is still being trained.
@@ -134,6 +125,7 @@ def with_tasks(adapter: Adapter, other: Adapter) -> Adapter:
     config = deepcopy(adapter.config)
     for name in PER_TASK - {"active_task"}:
         getattr(config, name).update(deepcopy(getattr(other.config, name)))
+    join_backgrounds(config, backgrounds(other.config))
     return Adapter(config, tensors)
 
 
@@ -144,9 +136,14 @@ def check_composable(adapter: Adapter, other: Adapter) -> None:
         NlftError: naming the first thing in which they differ.
     """
     ours, theirs = adapter.config, other.config
-    again = "Only adapters that were begun from one calibration can be joined; train the task on top of this adapter."
+    again = "Only adapters of one calibration can be joined. Train both tasks in one run instead: `nlft train`."
     if type(ours) is not type(theirs):
         raise NlftError(f"The adapters are of two kinds, {kind_of(ours)} and {kind_of(theirs)}.", again)
+    if (ours.base_fingerprint is None) != (theirs.base_fingerprint is None):
+        raise NlftError(
+            "It is unknown whether the adapters were made for one base: only one of them notes its base's weights.",
+            "Use adapters that note their base.",
+        )
     if ours.base_fingerprint != theirs.base_fingerprint:
         raise NlftError("The adapters were made for bases with other weights.", "Use adapters of one base.")
     for field in fields(ours):
@@ -178,6 +175,12 @@ def kind_of(config: PeftConfig) -> str:
     return str(getattr(config.peft_type, "value", config.peft_type))
 
 
+def has_thresholds(config: TaskPeftConfig) -> bool:
+    """Whether silence is decided by thresholds: those of a gate, or of prototype slots."""
+    prototypes = isinstance(config, SparseMemoryPeftConfig) and config.addressing == "prototype"
+    return bool(config.tasks) and (bool(config.gates) or prototypes)
+
+
 def shared_rows(adapter: Adapter) -> dict[tuple[str, str], int]:
     """Product keys: slots of the table that two tasks both own, summed over blocks. Where such a slot is read, both
     add their values. Pairs without any are left out."""
@@ -207,6 +210,9 @@ def with_slots(
     Args:
         slots: by task and block, which slots stay, [M] bool with at least one True.
         gates: by task, which keys of its gate stay, [M] bool.
+
+    Raises:
+        NlftError: a task is still being trained.
     """
     names = list(adapter.config.tasks)
     for name in names:
@@ -267,6 +273,10 @@ def known(adapter: Adapter, name: str) -> str:
 
 
 def check_closed(config: TaskPeftConfig) -> None:
-    """Refuses an adapter in the middle of a task."""
+    """Refuses an adapter in the middle of a task.
+
+    Raises:
+        NlftError: naming the task.
+    """
     if config.active_task is not None:
         raise NlftError(f"The task {config.active_task!r} is still being trained.", "Finish its training first.")

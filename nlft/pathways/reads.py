@@ -61,6 +61,9 @@ def count_reads(model: Any, batches: Iterable[Batch], adapter: str = "default") 
     Args:
         model: PEFT model in which the adapter is active.
         batches: `input_ids` and `attention_mask` [B, T].
+
+    Raises:
+        NlftError: a block sees only some of the tokens.
     """
     names = list(model.peft_config[adapter].tasks)
     reads = Reads(0, dict.fromkeys(names, 0))
@@ -107,7 +110,11 @@ def watched(model: Any, adapter: str, see: Any) -> Iterator[None]:
 
 
 def note(names: list[str], reads: Reads, batch: _Batch, module: nn.Module, block: str, x: torch.Tensor) -> None:
-    """Adds what one module reads in one forward pass."""
+    """Adds what one module reads in one forward pass.
+
+    Raises:
+        NlftError: the module sees only some of the tokens.
+    """
     if not isinstance(module, SparseMemory | PrototypeGate):
         return
     flat = x.detach().reshape(-1, module.width)

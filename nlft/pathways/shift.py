@@ -48,29 +48,30 @@ def set_shift(model: Any, value: float, tasks: Iterable[str] | None = None, adap
 
 
 def shifts(model: Any, adapter: str | None = None) -> dict[str, float]:
-    """What is added to the thresholds of each task, in the order of learning; raises as `set_shift` does."""
+    """What is added to the thresholds of each task, in the order of learning.
+
+    Raises:
+        NlftError: the adapter is not there, or has no thresholds.
+    """
     return {name: float(parts[0].shift) for name, parts in keys_by_task(model, adapter).items()}
 
 
-def keys_awake(model: Any, adapter: str | None = None) -> dict[str, int]:
-    """How many keys of each task, over all layers, can fire at all: cosines reach 1, evidence any finite height."""
-
-    def awake(part: Keys) -> int:
-        if isinstance(part, GateKeys):
-            return len(part.keys) if bool(part.height + part.shift < math.inf) else 0
-        return int((part.thresholds + part.shift < 1).sum())
-
-    return {name: sum(map(awake, parts)) for name, parts in keys_by_task(model, adapter).items()}
-
-
 def has_gate(model: Any, adapter: str | None = None) -> bool:
-    """Whether shifts are counted in a gate's evidence, not in cosines."""
+    """Whether shifts are counted in a gate's evidence, not in cosines.
+
+    Raises:
+        NlftError: the adapter is not there, or is none of nlft's.
+    """
     return bool(task_config(model, adapter)[1].gates)
 
 
 @contextmanager
 def shifts_restored(model: Any, adapter: str | None = None) -> Iterator[None]:
-    """Puts the shifts of all tasks back at the end."""
+    """Puts the shifts of all tasks back at the end.
+
+    Raises:
+        NlftError: the adapter is not there, or has no thresholds.
+    """
     before = [(part, float(part.shift)) for parts in keys_by_task(model, adapter).values() for part in parts]
     try:
         yield
@@ -109,7 +110,11 @@ def keys_by_task(model: Any, adapter: str | None = None) -> dict[str, list[Keys]
 
 
 def task_config(model: Any, adapter: str | None) -> tuple[str, TaskPeftConfig]:
-    """The adapter that is meant and its config."""
+    """The adapter that is meant and its config.
+
+    Raises:
+        NlftError: it is not clear which, or it is none of nlft's.
+    """
     configs = getattr(model, "peft_config", {})
     active = list(getattr(model, "active_adapters", []))
     if adapter is None and len(active) != 1:

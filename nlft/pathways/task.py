@@ -10,6 +10,7 @@ from typing import Any
 from peft import PeftConfig
 
 from nlft.errors import NlftError
+from nlft.pathways.provenance import check_name, check_past
 
 
 @dataclass
@@ -32,8 +33,12 @@ class TaskPeftConfig(PeftConfig):
         sizes: by task, the sizes at blocks where they are other than the largest.
         active_task: the task that is trained. Kept by `begin_task` and `end_task`.
         provenance: where each task came from and what is known of it.
+        calibration: what calibrated the adapter, see `note_background`.
         base_fingerprint: sha256 of the base that the keys were made for.
         nlft_version: version of nlft that made the adapter.
+
+    Raises:
+        NlftError: naming the field whose value makes no sense.
     """
 
     target_modules: Any = None
@@ -51,6 +56,7 @@ class TaskPeftConfig(PeftConfig):
     sizes: dict[str, dict[str, int]] = field(default_factory=dict)
     active_task: str | None = None
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     base_fingerprint: str | None = None
     nlft_version: str | None = None
 
@@ -60,8 +66,9 @@ class TaskPeftConfig(PeftConfig):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
         # Read back from JSON they are lists of pairs: see `to_dict`.
-        self.tasks = {str(name): int(size) for name, size in dict(self.tasks).items()}
-        self.gates = {str(name): int(size) for name, size in dict(self.gates).items()}
+        self.tasks, self.gates = sizes_of("tasks", self.tasks), sizes_of("gates", self.gates)
+        self.sizes = {name: sizes_of(f"sizes.{name}", there) for name, there in dict(self.sizes).items()}
+        check_past(self.provenance, self.calibration)
         if self.key_width is not None and self.key_width < 2:
             raise NlftError(f"key_width: {self.key_width} is too narrow.", "Use at least 2.")
         if not 0 <= self.gate_decay <= 1:
@@ -99,7 +106,12 @@ class TaskPeftConfig(PeftConfig):
             self.sizes[name] = other
 
     def check_new(self, name: str) -> None:
-        """Refuses a task that cannot be opened now."""
+        """Refuses a task that cannot be opened now.
+
+        Raises:
+            NlftError: the task is known, its name cannot be printed, or another one is still open.
+        """
+        check_name("tasks", name)
         if name in self.tasks:
             raise NlftError(f"The task {name!r} has been learned already.", "Give the new task a name of its own.")
         if self.active_task is not None:
@@ -114,3 +126,17 @@ class TaskPeftConfig(PeftConfig):
         if self.active_task is None:
             raise NlftError("No task is being trained.", "Call `begin_task` first.")
         self.active_task = None
+
+
+def sizes_of(field: str, pairs: Any) -> dict[str, int]:
+    """Sizes by name, from a mapping or from pairs.
+
+    Raises:
+        NlftError: a name cannot be printed, or a size is no number from 1.
+    """
+    found = dict(pairs)
+    for name, size in found.items():
+        check_name(field, name)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise NlftError(f"{field}.{name}: {size!r} is no size.", "Take a whole copy of the adapter.")
+    return found

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from nlft.cli import main
+from nlft.cli.tasks import _spelled
+from nlft.lifecycle import Overlap
 from nlft.recipes import dump_recipe
 from nlft.run import run_method
 
 RUN: dict[str, Path] = {}
+BUDGET = "The retention budget was set for the adapter as it was; check it with `nlft tune`."
 
 
 @pytest.fixture
@@ -49,25 +52,31 @@ def test_from_staged_to_removed(capsys: pytest.CaptureFixture[str], run: Path, t
     assert code == 3 and "nlft:" not in err
     assert "Acquisition does not hold" in out and "nothing was written" in out
     assert (run / "adapter" / "adapter_config.json").read_bytes() == before
-    code, out, _ = call(capsys, "promote", run, "people", "--budget", "50%")
-    assert code == 0 and "'people' is permanent" in out and "Acquisition: +" in out
+    code, out, _ = call(capsys, "promote", run, "people", "--budget", "0%")
+    assert code == 3 and "Retention" in out
+    code, out, _ = call(capsys, "promote", run, "people", "--budget", "90%")
+    assert (
+        code == 0 and "losses of several add up" in out and "'people' is permanent" in out and "Acquisition: +" in out
+    )
     traffic = tmp_path / "traffic.jsonl"
     traffic.write_text('{"text": "Once upon a time there was a ship."}\n' * 3)
     code, out, _ = call(capsys, "prune", run, "--traffic", traffic, "--dry-run")
     assert code == 0 and "0 with the removed slots silent" in out and "Nothing was written" in out
     code, out, _ = call(capsys, "prune", run, "--traffic", traffic, "--out", tmp_path / "small")
-    assert code == 0 and f"Written to {tmp_path / 'small'}" in out
+    assert code == 0 and f"Written to {tmp_path / 'small'}" in out and BUDGET in out
     small, whole = (path / "adapter_model.safetensors" for path in (tmp_path / "small", run / "adapter"))
     assert small.stat().st_size < whole.stat().st_size / 2
     code, out, _ = call(capsys, "tasks", tmp_path / "small")
     assert code == 0 and "permanent" in out and "tokens" in out
     for kept, gone in (("ships", "people"), ("people", "ships")):
         code, out, _ = call(capsys, "tasks", run, "--remove", gone, "--out", tmp_path / kept)
-        assert code == 0 and f"Removed '{gone}'" in out
+        assert code == 0 and f"Removed '{gone}'" in out and BUDGET in out and "exact" not in out
         assert ("tokens of its train rows" in out) == (gone == "people") and "not known" not in out
     code, out, _ = call(capsys, "tasks", tmp_path / "people", "--add", tmp_path / "ships", "--out", tmp_path / "both")
     assert code == 0 and "Added 'ships'." in out and "not calibrated against each other" in out
-    assert call(capsys, "tasks", tmp_path / "people", "--remove", "people")[0] == 0
+    assert BUDGET in out and "unknown whether" not in out
+    code, out, _ = call(capsys, "tasks", tmp_path / "people", "--remove", "people")
+    assert code == 0 and BUDGET not in out
     assert "no tasks" in call(capsys, "tasks", tmp_path / "people")[1]
 
 
@@ -98,3 +107,12 @@ def test_what_is_wrong_is_a_sentence(capsys: pytest.CaptureFixture[str], run: Pa
     for args in (("tasks", run), ("promote", run, "people"), ("prune", run, "--traffic", "x")):
         code, _, err = call(capsys, *args)
         assert code == 2 and "adapter_model.safetensors is damaged" in err
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_silence_in_training_is_called_no_more_than_that(gated: bool) -> None:
+    said = _spelled("law", Overlap("ships", 0.0, 1234), gated)
+    assert "none of the 1,234 tokens of its train rows reads 'law'" in said
+    assert "its training read nothing of it; its calibration may have" in said
+    assert ("gate reads states in front of every pathway" in said) == gated and "exact" not in said
+    assert "2.00%" in _spelled("law", Overlap("ships", 0.02, 100), gated)

@@ -17,6 +17,7 @@ from nlft.pathways.gate import PrototypeGate, gates_of
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.gated_lora.model import begin_task as begin_maps
 from nlft.pathways.gated_lora.model import end_task as end_maps
+from nlft.pathways.lifecycle import attach, stored, without_tasks
 from nlft.pathways.sparse_memory.model import begin_task, end_task, memories
 
 KINDS = ("prototype", "product_key", "gated_lora", "gated_memory")
@@ -113,3 +114,14 @@ def learned(kind: str, *names: str, apart: bool = True, family: str = "llama") -
     for name in names:
         learn(adapted, kind, name, apart)
     return adapted
+
+
+def remove_task(model: Any, name: str) -> None:
+    """Takes one task out of the adapter of a PEFT model."""
+    rest = without_tasks(stored(model), [name])
+    attach(model, rest, "rest")  # PEFT takes its wrappers away with the last adapter
+    model.set_adapter("rest")
+    model.delete_adapter("default")
+    attach(model, rest, "default")
+    model.set_adapter("default")
+    model.delete_adapter("rest")

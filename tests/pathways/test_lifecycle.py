@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lifecycle_models import FIRST, SECOND, empty, every_kind, learn, learned
+from lifecycle_models import FIRST, SECOND, empty, every_kind, learn, learned, remove_task
 from pathway_models import BACKGROUND, TASKS, build, logits
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
@@ -14,7 +14,7 @@ from nlft.errors import NlftError
 from nlft.pathways.lifecycle import (
     Adapter,
     attach,
-    remove_task,
+    has_thresholds,
     shared_rows,
     stored,
     task_bytes,
@@ -22,6 +22,7 @@ from nlft.pathways.lifecycle import (
     with_tasks,
     without_tasks,
 )
+from nlft.pathways.provenance import backgrounds
 from nlft.pathways.reads import count_reads, gate_changes
 
 ROWS = [*BACKGROUND, *TASKS[FIRST], *TASKS[SECOND]]
@@ -117,14 +118,28 @@ def test_what_cannot_be_joined():
         with pytest.raises(NlftError, match=said):
             with_tasks(first, other)
     second.config.base_fingerprint = "other"
+    with pytest.raises(NlftError, match="unknown whether the adapters were made for one base"):
+        with_tasks(first, second)
+    first.config.base_fingerprint = "one"
     with pytest.raises(NlftError, match="bases with other weights"):
         with_tasks(first, second)
-    second.config.base_fingerprint = None
+    first.config.base_fingerprint = second.config.base_fingerprint = None
     with pytest.raises(NlftError, match="without tasks"):
         with_tasks(first, without_tasks(second, [SECOND]))
     second.config.active_task = SECOND
     with pytest.raises(NlftError, match="still being trained"):
         with_tasks(first, second)
+
+
+def test_what_has_thresholds_and_which_background_set_them():
+    kinds = ("prototype", "gated_memory", "gated_lora", "product_key")
+    first, second = ({kind: stored(learned(kind, name)) for kind in kinds} for name in (FIRST, SECOND))
+    assert [kind for kind in kinds if has_thresholds(first[kind].config)] == ["prototype", "gated_memory", "gated_lora"]
+    assert not has_thresholds(empty("prototype").peft_config["default"])
+    first["prototype"].config.calibration = {"background_sha256": ["a", "b"]}
+    second["prototype"].config.calibration = {"background_sha256": ["b", "c"]}
+    joined = with_tasks(first["prototype"], second["prototype"])
+    assert backgrounds(joined.config) == ["a", "b", "c"]
 
 
 def test_rows_that_two_tasks_own():

@@ -12,10 +12,11 @@ from peft import get_peft_model
 
 from nlft.data.batch import Batch
 from nlft.data.template import Encoded
+from nlft.errors import NlftError
 from nlft.pathways.gate import PrototypeGate, gates_of
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.lifecycle import attach, stored, without_tasks
-from nlft.pathways.provenance import STAGED, digest, note_task
+from nlft.pathways.provenance import STAGED, backgrounds, digest, note_background, note_task
 from nlft.pathways.reads import count_reads, gate_changes, naive_slots_read, slots_read
 from nlft.pathways.sparse_memory.model import memories
 
@@ -107,3 +108,43 @@ def test_provenance():
     assert noted["created"].endswith("+00:00")
     others = [rows[::-1], [Encoded([1, 2, 3], [-100, -100, 3], 2), rows[1]], rows[:1]]
     assert len({noted["rows_sha256"], *map(digest, others)}) == 4
+    config.open_task("law", 8)
+    note_task(config, "law", rows[:1])  # gated LoRA opens a task before its rows are noted
+    config.close_task()
+    before = dict(config.provenance["law"])
+    with pytest.raises(NlftError, match="'law' has been learned already"):
+        note_task(config, "law", rows)
+    assert config.provenance["law"] == before and before["rows"] == 1
+
+
+def test_backgrounds_are_told_apart_by_ids_and_groups():
+    rows = [Encoded([1, 2], [-100, 2], 2, "a"), Encoded([3, 4], [-100, 4], 2, "b")]
+    config = GatedLoraPeftConfig()
+    assert backgrounds(config) == []
+    note_background(config, rows)
+    note_background(config, list(rows))
+    assert len(backgrounds(config)) == 1
+    for other in (rows[::-1], rows[:1], [rows[0], Encoded([3, 4], [-100, 4], 2, "a")]):
+        note_background(config, other)
+    assert len(set(backgrounds(config))) == 4
+    config.calibration["background_sha256"].append("x")
+    assert GatedLoraPeftConfig().calibration == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tasks": {"a\x1b[2J": 3}}, "is no name of a task"),
+        ({"tasks": [["", 3]]}, "is no name of a task"),
+        ({"gates": {"a": 0}}, "gates.a: 0 is no size"),
+        ({"sizes": {"a": {"block": "9"}}}, "sizes.a.block: '9' is no size"),
+        ({"provenance": {"a": {"status": "staged\n"}}}, "provenance.a: 'status'"),
+        ({"provenance": {"a": {"rows": "many"}}}, "provenance.a: 'rows' is 'many'"),
+        ({"provenance": {"a": {"reads": {"tokens": 1}}}}, "provenance.a.reads counts no tokens"),
+        ({"provenance": {"a": []}}, "provenance.a must be an object"),
+        ({"calibration": {"background_sha256": "x"}}, "must be a list of digests"),
+    ],
+)
+def test_a_config_from_elsewhere_is_checked(fields, said):
+    with pytest.raises(NlftError, match=said):
+        GatedLoraPeftConfig(**fields)

@@ -11,7 +11,7 @@ from pathway_models import TASKS, begin, build, logits, train, trained
 from peft import LoraConfig, get_peft_model
 
 from nlft.errors import NlftError
-from nlft.pathways.shift import SILENT, keys_awake, keys_by_task, set_shift, shifts, shifts_restored
+from nlft.pathways.shift import SILENT, keys_by_task, set_shift, shifts, shifts_restored
 from nlft.pathways.sparse_memory.model import end_task, memories
 
 FIRST, SECOND = TASKS
@@ -41,7 +41,6 @@ def test_silence_is_the_base(kind: str) -> None:
     assert not torch.equal(on, base)
     set_shift(model, SILENT)
     assert torch.equal(logits(model), base)
-    assert keys_awake(model) == {FIRST: 0}
     set_shift(model, 0.0 if kind == "slots" else -1e3)
     assert torch.equal(logits(model), on)
 
@@ -60,18 +59,6 @@ def test_one_task_alone() -> None:
         assert torch.equal(both, logits(model, TASKS[SECOND][0]))
     set_shift(model, 0.0)
     assert torch.equal(logits(model, TASKS[SECOND][0]), before)
-
-
-def test_keys_awake_are_those_that_a_cosine_can_reach() -> None:
-    model = two_tasks()
-    for value in (-0.3, 0.0, 0.1, 0.4, 2.5):
-        set_shift(model, value)
-        counted = {FIRST: 0, SECOND: 0}
-        for core in memories(model).values():
-            for name, slots in zip(counted, core.task_slots, strict=True):
-                counted[name] += sum(float(threshold) + value < 1 for threshold in slots.thresholds)
-        assert keys_awake(model) == counted
-    assert counted == {FIRST: 0, SECOND: 0}
 
 
 def test_shifts_come_back_after_an_error() -> None:
