@@ -13,6 +13,7 @@ from nlft.data.template import Encoded
 from nlft.methods.protocol import TaskContext
 from nlft.ops.risk import allowance
 from nlft.pathways.evidence import begin_gate, calibrate_gate
+from nlft.pathways.gate import gate_module
 from nlft.pathways.prototype import held_out_batches, hold_out
 
 CALIBRATION_BATCH = 64
@@ -59,6 +60,12 @@ def split_context(context: TaskContext, retention: RetentionConfig | None) -> Pa
     )
 
 
+def retention_of(config: Any) -> RetentionConfig | None:
+    """The budget that a method's section of a recipe sets; a gate has one even if none is written."""
+    gated = getattr(config, "gate", None) is not None
+    return getattr(config, "retention", None) or (RetentionConfig() if gated else None)
+
+
 def check_budget(config: Any, background: Sequence[Encoded], n_tasks: int) -> None:
     """Refuses a budget that the held-out half of the background cannot vouch for.
 
@@ -70,7 +77,7 @@ def check_budget(config: Any, background: Sequence[Encoded], n_tasks: int) -> No
     """
     # Without a gate, finished tasks are read while a later one is calibrated, and their thresholds were chosen on
     # these same rows: there the bound is exact for the first task and a close estimate for later ones.
-    retention = getattr(config, "retention", None) or (RetentionConfig() if getattr(config, "gate", None) else None)
+    retention = retention_of(config)
     if retention is not None:
         _, held_out = hold_out(background, SPLIT_SEED)
         allowance(retention.budget / n_tasks, len({row.cluster for row in held_out}))
@@ -78,7 +85,7 @@ def check_budget(config: Any, background: Sequence[Encoded], n_tasks: int) -> No
 
 def place_gate(model: Any, config: GateConfig, parts: Parts, context: TaskContext, adapter: str = "default") -> None:
     """Gives the gate the prototypes of a task; what all tasks share is set before the first."""
-    module = gate_module(model, model.peft_config[adapter].gate_layer)
+    module = gate_module(model, adapter)
     if not model.peft_config[adapter].gates:
         calibrate_gate(model, module, adapter, parts.background, config.slots, context.seed)
     budget, unit = parts.budget, parts.unit
@@ -95,12 +102,6 @@ def place_gate(model: Any, config: GateConfig, parts: Parts, context: TaskContex
         slots=config.slots,
         seed=context.seed,
     )
-
-
-def gate_module(model: Any, layer: int) -> str:
-    """Name of the decoder layer whose input a gate reads."""
-    prefix, _ = decoder_layers(model.get_base_model())
-    return f"{prefix}.{layer}"
 
 
 def gate_fields(config: GateConfig | None, base: FrozenBase) -> dict[str, Any]:

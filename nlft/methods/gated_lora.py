@@ -63,7 +63,7 @@ class GatedLora(Trainable):
         begin_task(model, context.name, context.seed)
         note_background(model.peft_config["default"], context.background)  # pyright: ignore
         rows = parts.background_rows
-        if self.config.replay is not None:
+        if self.config.replay is not None and self.config.replay.source == "background":
             # Where the gate is shut the maps are off, and there is nothing to unlearn.
             rows = let_through(model, "default", rows, context.pad_id, CALIBRATION_BATCH)
         super().begin_task(model, replace(context, background=rows))

@@ -13,12 +13,19 @@ from torch import nn
 import nlft
 from nlft.base import FrozenBase, find_blocks
 from nlft.calibrate import calibrate_base
-from nlft.config import RetentionConfig, SparseMemoryConfig
+from nlft.config import SparseMemoryConfig
 from nlft.data.template import Encoded
-from nlft.errors import NlftError
-from nlft.methods.calibration import CALIBRATION_BATCH, Parts, gate_fields, place_gate, split_context
+from nlft.methods.calibration import (
+    CALIBRATION_BATCH,
+    Parts,
+    gate_fields,
+    place_gate,
+    retention_of,
+    split_context,
+)
 from nlft.methods.protocol import TaskContext
 from nlft.methods.replay import Trainable
+from nlft.pathways.gate import check_behind_gate
 from nlft.pathways.prototype import held_out_batches, prototype_addresses, read_addresses
 from nlft.pathways.provenance import note_background
 from nlft.pathways.shift import set_shift
@@ -61,7 +68,7 @@ class SparseMemory(Trainable):
     def __init__(self, config: SparseMemoryConfig) -> None:
         super().__init__(config)
         self.config = config
-        self.retention = config.retention or (RetentionConfig() if config.gate else None)
+        self.retention = retention_of(config)
         self.tables: dict[nn.Parameter, Tally] = {}
         """Whole tables, while every step chooses what it moves."""
         self.pending: Pending | None = None
@@ -75,12 +82,7 @@ class SparseMemory(Trainable):
         gate_layer = gate_fields(self.config.gate, base)["gate_layer"]
         first = 1 if gate_layer is None else gate_layer
         layers = self.config.layers
-        early = [index for index in layers or () if gate_layer is not None and index < gate_layer]
-        if early:
-            raise NlftError(
-                f"layers: layer {early[0]} lies in front of the gate, which reads the input of layer {gate_layer}.",
-                "Choose later layers, or an earlier gate.layer.",
-            )
+        check_behind_gate(layers, gate_layer)
         return list(range(first, len(find_blocks(base.model)))) if layers is None else layers
 
     def attach(self, base: FrozenBase, seed: int) -> nn.Module:

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from nlft.base import decoder_layers
 from nlft.calibrate import block_inputs, calibrate_base
 from nlft.data.batch import collate
 from nlft.errors import NlftError
 from nlft.ops.gate import accumulate
 from nlft.ops.keys import spherical_kmeans
 from nlft.ops.risk import Exceedances, allowance
-from nlft.pathways.gate import PrototypeGate, gates_of
+from nlft.pathways.gate import PrototypeGate, gate_module, gates_of
 from nlft.pathways.prototype import STATES_PER_KEY, HeldOut, sample_queries
 
 if TYPE_CHECKING:
@@ -117,18 +116,13 @@ def begin_gate(
 def let_through(model: Any, adapter: str, rows: Sequence[Encoded], pad_id: int, batch_size: int) -> list[Encoded]:
     """The rows on which the newest task's gate opens at any token."""
     gate = cast(PrototypeGate, gates_of(model)[adapter])
-    module = f"{decoder_layers(model.get_base_model())[0]}.{model.peft_config[adapter].gate_layer}"
+    keys = [task.keys for task in gate.task_keys]
+    drift = torch.stack([task.drift for task in gate.task_keys])
     ordered = sorted(rows, key=lambda row: len(row.ids))
     found = []
     for at in range(0, len(ordered), batch_size):
         part = ordered[at : at + batch_size]
-        batch = collate(part, pad_id)
-        [inputs] = block_inputs(model, [module], [batch], first=True)
-        mask = batch.attention_mask.to(inputs.rows.device) != 0
-        states = inputs.states[module]
-        dense = states.new_zeros(*mask.shape, states.shape[1])
-        dense[mask.to(states.device)] = states
-        evidence = gate.evidence(dense) * mask.to(states.device)[..., None]
+        evidence, _ = row_evidence(model, gate_module(model, adapter), gate, keys, drift, collate(part, pad_id))
         opened = (gate.opened(evidence)[..., -1] > 0).any(dim=1)
         found += [row for row, one in zip(part, opened.tolist(), strict=True) if one]
     return found
@@ -140,15 +134,23 @@ def height_of(
     """The least height that rows of at most the weight `allowed` pass at any token."""
     exceedances = Exceedances(0.0, HIGHEST)
     for batch, weights in rows.batches:
-        [inputs] = block_inputs(model, [module], [batch], first=True)
-        contrast = gate.contrast(gate.queries(inputs.states[module]), keys)[:, -1:] - drift
-        mask = batch.attention_mask.to(contrast.device) != 0
-        evidence = contrast.new_zeros(*mask.shape, 1)
-        evidence[mask] = contrast
+        evidence, mask = row_evidence(model, module, gate, keys, drift, batch)
         # A gate that has opened stays open: the highest sum so far is what counts.
-        highest = accumulate(evidence)[..., 0].cummax(dim=1).values
+        highest = accumulate(evidence)[..., -1].cummax(dim=1).values
         if rows.unit == "rows":
             exceedances.add(highest[:, -1], weights)
         else:
             exceedances.add(highest[mask], weights[:, None].expand(mask.shape).to(mask.device)[mask])
     return exceedances.height(allowed)
+
+
+def row_evidence(
+    model: Any, module: str, gate: PrototypeGate, keys: list[torch.Tensor], drift: torch.Tensor | float, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Evidence [B, T, tasks] for tasks with these keys and drifts, 0 at padding; and which tokens are none, [B, T]."""
+    [inputs] = block_inputs(model, [module], [batch], first=True)
+    contrast = gate.contrast(gate.queries(inputs.states[module]), keys) - drift
+    mask = batch.attention_mask.to(contrast.device) != 0
+    evidence = contrast.new_zeros(*mask.shape, len(keys))
+    evidence[mask] = contrast
+    return evidence, mask

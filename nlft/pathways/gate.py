@@ -9,6 +9,7 @@ the gate opens. Where it is shut, the model computes the base, bit for bit.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -243,6 +244,26 @@ def layer_behind_gate(model: Any, index: int) -> nn.Module:
     if not 0 <= index < len(layers):
         raise NlftError(f"gate.layer: {index} is no layer of this base.", f"Choose from 0 to {len(layers) - 1}.")
     return layers[index]
+
+
+def check_behind_gate(layers: Sequence[int] | None, gate_layer: int | None) -> None:
+    """Refuses layers that a gate cannot serve.
+
+    Raises:
+        NlftError: a chosen layer lies in front of the gate.
+    """
+    early = [index for index in layers or () if gate_layer is not None and index < gate_layer]
+    if early:
+        raise NlftError(
+            f"layers: layer {early[0]} lies in front of the gate, which reads the input of layer {gate_layer}.",
+            "Choose later layers, or an earlier gate.layer.",
+        )
+
+
+def gate_module(model: Any, adapter: str) -> str:
+    """Full name of the decoder layer whose input an adapter's gate reads."""
+    prefix, _ = decoder_layers(model.get_base_model())
+    return f"{prefix}.{model.peft_config[adapter].gate_layer}"
 
 
 def remove_gate(model: Any, adapter: str) -> None:

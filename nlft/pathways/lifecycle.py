@@ -232,11 +232,7 @@ def with_slots(
             continue
         there.setdefault(name, {})[place.block] = len(tensors[key])
     for name, sizes in there.items():
-        config.tasks[name] = max(sizes.values())
-        other = {block: size for block, size in sizes.items() if size != config.tasks[name]}
-        config.sizes.pop(name, None)
-        if other:
-            config.sizes[name] = other
+        config.resize(name, sizes)
     for name, kept in gates.items():
         config.gates[name] = int(kept.sum())
     return Adapter(config, tensors)

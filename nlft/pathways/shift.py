@@ -11,7 +11,7 @@ from nlft.errors import NlftError
 from nlft.pathways.block import PathwayLayer
 from nlft.pathways.gate import GateKeys, gates_of
 from nlft.pathways.sparse_memory.layer import TaskSlots
-from nlft.pathways.task import TaskPeftConfig
+from nlft.pathways.task import TaskPeftConfig, chosen_adapter
 
 SILENT = math.inf
 """The shift at which nothing fires, whatever the threshold: the task's part is off."""
@@ -116,10 +116,7 @@ def task_config(model: Any, adapter: str | None) -> tuple[str, TaskPeftConfig]:
         NlftError: it is not clear which, or it is none of nlft's.
     """
     configs = getattr(model, "peft_config", {})
-    active = list(getattr(model, "active_adapters", []))
-    if adapter is None and len(active) != 1:
-        raise NlftError(f"Which adapter is meant? Active are {active}.", "Name one by `adapter`.")
-    name = adapter or active[0]
+    name = chosen_adapter(model, adapter)
     if not isinstance(configs.get(name), TaskPeftConfig):
         raise NlftError(
             f"{name!r} has no thresholds: it is no adapter of nlft.", "Give one of sparse memory or gated LoRA."

@@ -128,6 +128,18 @@ class TaskPeftConfig(PeftConfig):
         self.active_task = None
 
 
+def chosen_adapter(model: Any, adapter: str | None) -> str:
+    """The adapter that is meant: the one named, else the only active one.
+
+    Raises:
+        NlftError: none is named and not exactly one is active.
+    """
+    active = list(getattr(model, "active_adapters", []))
+    if adapter is None and len(active) != 1:
+        raise NlftError(f"Which adapter is meant? Active are {active}.", "Name one by `adapter`.")
+    return adapter or active[0]
+
+
 def sizes_of(field: str, pairs: Any) -> dict[str, int]:
     """Sizes by name, from a mapping or from pairs.
 

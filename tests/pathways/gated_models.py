@@ -10,9 +10,8 @@ from pathway_models import BACKGROUND, TASKS, batch, build, calibrate, settings,
 from peft import PeftConfig, get_peft_model
 
 from nlft.data.batch import Batch
-from nlft.methods.calibration import gate_module
 from nlft.pathways.evidence import begin_gate, calibrate_gate
-from nlft.pathways.gate import PrototypeGate, gates_of
+from nlft.pathways.gate import PrototypeGate, gate_module, gates_of
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.gated_lora.model import begin_task as begin_maps
 from nlft.pathways.gated_lora.model import end_task as end_maps
@@ -53,7 +52,7 @@ def calibrate_gated(adapted: Any, adapter: str) -> None:
     """Sets what the tasks of the active adapter will share."""
     if not isinstance(adapted.peft_config[adapter], GatedLoraPeftConfig):
         calibrate(adapted)
-    module = gate_module(adapted, adapted.peft_config[adapter].gate_layer)
+    module = gate_module(adapted, adapter)
     calibrate_gate(adapted, module, adapter, BACKGROUND, slots=16)
 
 
@@ -70,7 +69,7 @@ def begin_gated(adapted: Any, name: str, earlier: tuple[str, ...] = (), adapter:
     rows = [one for before in earlier for one in TASKS[before]]
     begin_gate(
         adapted,
-        gate_module(adapted, config.gate_layer),
+        gate_module(adapted, adapter),
         adapter,
         name,
         TASKS[name],

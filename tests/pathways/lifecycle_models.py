@@ -12,8 +12,7 @@ from peft import get_peft_model
 
 from nlft.calibrate import block_inputs, calibrate_base
 from nlft.data.batch import Batch
-from nlft.methods.calibration import gate_module
-from nlft.pathways.gate import PrototypeGate, gates_of
+from nlft.pathways.gate import PrototypeGate, gate_module, gates_of
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.gated_lora.model import begin_task as begin_maps
 from nlft.pathways.gated_lora.model import end_task as end_maps
@@ -39,10 +38,10 @@ def empty(kind: str, family: str = "llama", adapter: str = "default") -> Any:
         calibrate(adapted)
     if kind.startswith("gated"):
         gate = cast(PrototypeGate, gates_of(adapted)[adapter])
-        [(mean, whitener)] = calibrate_base(adapted, [gate_module(adapted, 1)], BACKGROUND).values()
+        [(mean, whitener)] = calibrate_base(adapted, [gate_module(adapted, "default")], BACKGROUND).values()
         gate.mean.copy_(mean)
         gate.whitener.copy_(whitener)
-        [gate.others] = queries(adapted, {gate_module(adapted, 1): gate}, BACKGROUND).values()
+        [gate.others] = queries(adapted, {gate_module(adapted, adapter): gate}, BACKGROUND).values()
         adapted.peft_config[adapter].gate_others = len(gate.others)
     return adapted.eval()
 
@@ -71,7 +70,7 @@ def prototypes(
 def open_gate(adapted: Any, name: str, apart: bool, adapter: str) -> None:
     """A gate that knows every token of a task; with `apart` it never opens on the other task's."""
     gate = cast(PrototypeGate, gates_of(adapted)[adapter])
-    module = {gate_module(adapted, 1): gate}
+    module = {gate_module(adapted, "default"): gate}
     [keys] = queries(adapted, module, TASKS[name]).values()
     [others] = queries(adapted, module, TASKS[OTHERS[name]]).values()
     highest = float(gate.contrast(others, [keys]).max())

@@ -13,13 +13,13 @@ from test_prototype import encoded
 from nlft.data.batch import Batch, collate
 from nlft.data.template import Encoded
 from nlft.errors import NlftError
-from nlft.methods.calibration import gate_module
 from nlft.pathways.evidence import begin_gate
+from nlft.pathways.gate import gate_module
 from nlft.pathways.prototype import HeldOut, held_out_batches
 
 
 def begin(adapted: Any, name: str, held: HeldOut, earlier: HeldOut | None = None) -> None:
-    module = gate_module(adapted, 1)
+    module = gate_module(adapted, "default")
     begin_gate(adapted, module, "default", name, TASKS[name], BACKGROUND, earlier, held, slots=16)
 
 

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from nlft.base import decoder_layers, find_blocks
 from nlft.errors import NlftError
 from nlft.pathways.block import PathwayModel, chosen_blocks
-from nlft.pathways.gate import layer_behind_gate
+from nlft.pathways.gate import check_behind_gate, layer_behind_gate
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.gated_lora.layer import GatedLoraLayer, GatedMaps
 
@@ -39,12 +39,7 @@ class GatedLoraModel(PathwayModel):
         layer_behind_gate(self.model, first)  # says so if it does not exist
         layers = peft_config.layers_to_transform
         layers = [layers] if isinstance(layers, int) else layers
-        early = [index for index in layers or () if index < first]
-        if early:
-            raise NlftError(
-                f"layers: layer {early[0]} lies in front of the gate, which reads the input of layer {first}.",
-                "Choose later layers, or an earlier gate.layer.",
-            )
+        check_behind_gate(layers, first)
         prefix, every = decoder_layers(self.model)
         if layers is None:
             layers = list(range(first, len(every)))

@@ -12,6 +12,7 @@ from nlft.errors import NlftError
 from nlft.pathways.block import PathwayModel
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.sparse_memory.layer import SparseMemory, SparseMemoryLayer
+from nlft.pathways.task import chosen_adapter
 
 
 class SparseMemoryModel(PathwayModel):
@@ -40,10 +41,7 @@ def memories(model: Any, adapter: str | None = None) -> dict[str, SparseMemory]:
 
 def adapter_name(model: Any, adapter: str | None) -> str:
     """The adapter that is meant."""
-    active = model.active_adapters
-    if adapter is None and len(active) != 1:
-        raise NlftError(f"Which adapter is meant? Active are {active}.", "Name one by `adapter`.")
-    name = adapter or active[0]
+    name = chosen_adapter(model, adapter)
     if not isinstance(model.peft_config.get(name), SparseMemoryPeftConfig):
         raise NlftError(f"{name!r} is no sparse memory adapter.", f"The adapters are {sorted(model.peft_config)}.")
     return name
