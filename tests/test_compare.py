@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nlft.compare import compare, plan_cells
+from nlft.cells import plan_cells
+from nlft.compare import compare
+from nlft.data.domain import load_domains
 from nlft.errors import NlftError
-from nlft.measure.items import read_runs
+from nlft.executor import Work, run_cells
+from nlft.measure.items import read_items, read_runs
 
 SMALL = {
     "full": {"kind": "full", "lr": [1e-4, 1e-3]},
@@ -48,8 +54,34 @@ def test_a_comparison_reports_all_cells_and_repeats_none(recipe: Callable[..., A
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/runs.parquet")}
     said = io.StringIO()
     compare(recipe(methods=SMALL), out, console=Console(file=said))
-    assert said.getvalue().count("done before") == 3
+    assert "3 of them are done already" in said.getvalue()
     assert {path: path.stat().st_mtime_ns for path in out.glob("cells/*/runs.parquet")} == stamps
+
+
+def test_side_by_side_is_one_after_another(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    one, two = (compare(recipe(methods=SMALL), tmp_path / str(jobs), jobs=jobs) for jobs in (1, 2))
+    assert read_items(one / "items.parquet") == read_items(two / "items.parquet")
+
+
+def test_the_cells_of_a_killed_process_run_again(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    killed = []
+
+    def kill() -> None:
+        while not killed:
+            time.sleep(0.05)
+            begun = list((tmp_path / "cells").glob("*"))
+            if begun and (workers := multiprocessing.active_children()):
+                workers[0].kill()
+                killed.append(workers[0].pid)
+
+    chosen = recipe(methods=SMALL)
+    cells = plan_cells(chosen)
+    thread = threading.Thread(target=kill)
+    thread.start()
+    ended = list(run_cells(cells, Work(tmp_path, load_domains(chosen), None), 2, Console(quiet=True)))
+    thread.join()
+    assert killed
+    assert sorted((end.cell.name, end.problem) for end in ended) == sorted((cell.name, "") for cell in cells)
 
 
 def test_a_diverged_cell_is_a_row(recipe: Callable[..., Any], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from nlft.config import Recipe
 
 
-def compare(recipe: RecipeName, overrides: Overrides = None, out: Out = None) -> None:
+Jobs = Annotated[int, typer.Option(min=1, help="Processes that run side by side; each holds a base of its own.")]
+
+
+def compare(recipe: RecipeName, overrides: Overrides = None, out: Out = None, jobs: Jobs = 1) -> None:
     """Run all methods of a recipe, and compare them.
 
     Every learning rate, seed and order is a run of its own. After an interruption, the same command goes
     on where it stopped. Exits with 1 if a run failed; the report then holds the others.
     """
-    run(recipe, overrides, lambda found: output_folder(out, found.out, found.name))
+    run(recipe, overrides, lambda found: output_folder(out, found.out, found.name), jobs)
 
 
-def run(recipe: str, overrides: list[str] | None, folder: Callable[[Recipe], Path]) -> None:
+def run(recipe: str, overrides: list[str] | None, folder: Callable[[Recipe], Path], jobs: int = 1) -> None:
     """Compare, then print the table; exit with 1 if a run failed."""
     from nlft.cli.report import print_report
     from nlft.recipes import load_recipe
@@ -35,7 +38,7 @@ def run(recipe: str, overrides: list[str] | None, folder: Callable[[Recipe], Pat
     with going_on("compare", recipe, *(overrides or []), "--out", str(out)):
         from nlft.compare import compare as run_comparison
 
-        run_comparison(loaded, out, console=console)
+        run_comparison(loaded, out, jobs=jobs, console=console)
     summary = print_report(out, console)
     runs = summary["runs"]
     failed = [run["run_id"] for run in runs if run["status"] != "ok"]

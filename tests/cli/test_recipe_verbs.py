@@ -96,7 +96,7 @@ def test_demo_never_writes_into_an_old_folder(
 ) -> None:
     calls: list[tuple[int, Path]] = []
 
-    def compare(recipe: Recipe, out: Path, *, console: object) -> Path:
+    def compare(recipe: Recipe, out: Path, *, jobs: int, console: object) -> Path:
         calls.append((recipe.train.steps, out))
         out.mkdir(parents=True)
         (out / "summary.json").write_text(json.dumps({"folder": str(out), "runs": []}))

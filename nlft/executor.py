@@ -1,0 +1,105 @@
+"""Runs the cells of a comparison: one after another, or several processes side by side."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from nlft.cells import Cell, run_cell
+from nlft.data.domain import Domains
+from nlft.errors import CheckpointError, NlftError
+from nlft.types import Item
+
+ATTEMPTS = 2
+"""Times that a cell is begun when its process dies."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all cells share."""
+
+    out: Path
+    domains: Domains
+    base_items: list[Item] | None
+    """Scores of the base, if they are the same for every cell."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a cell ended."""
+
+    cell: Cell
+    problem: str = ""
+    """Empty if it went well."""
+    disk_hint: str | None = None
+    """Set if results could not be written, so that others could not either."""
+
+
+def run_cells(cells: list[Cell], work: Work, jobs: int, console: Console) -> Iterator[Ended]:
+    """Yields how each cell ended, in the order of ending.
+
+    Args:
+        jobs: processes; 1 runs all here. They share the cores, and each holds a base.
+    """
+    if jobs == 1:
+        for cell in cells:
+            yield run_one(cell, work, console)
+        return
+    begun: Counter[str] = Counter()
+    while cells:
+        left = {cell.name: cell for cell in cells}
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        pool = ProcessPoolExecutor(
+            jobs, mp_context=multiprocessing.get_context("spawn"), initializer=set_up, initargs=(work, threads)
+        )
+        try:
+            futures: dict[Future[Ended], Cell] = {pool.submit(run_apart, cell): cell for cell in cells}
+            for future in as_completed(futures):
+                ended = future.result()
+                del left[ended.cell.name]
+                yield ended
+        except BrokenProcessPool:
+            # Nobody knows which of the running cells killed its process; all of them begin again.
+            begun.update(name for name in left if (work.out / "cells" / name).exists())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        for name in [name for name in left if begun[name] >= ATTEMPTS]:
+            yield Ended(left.pop(name), "Its process was killed, perhaps for want of memory. Use fewer --jobs.")
+        cells = list(left.values())
+
+
+def run_one(cell: Cell, work: Work, console: Console) -> Ended:
+    """Runs a cell in this process."""
+    try:
+        run_cell(cell, work.out / "cells" / cell.name, work.domains, work.base_items, console)
+    except CheckpointError as error:
+        return Ended(cell, error.message, error.hint)
+    except NlftError as error:
+        return Ended(cell, str(error))
+    return Ended(cell)
+
+
+_work: Work | None = None
+"""Of a worker process."""
+
+
+def set_up(work: Work, threads: int) -> None:
+    """Prepares a worker process."""
+    global _work
+    torch.set_num_threads(threads)
+    _work = work
+
+
+def run_apart(cell: Cell) -> Ended:
+    """Runs a cell in a worker process."""
+    assert _work is not None
+    return run_one(cell, _work, Console(quiet=True))
