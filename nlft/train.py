@@ -99,7 +99,7 @@ def train_stage(
     if not trained:
         raise NlftError(f"{label}: the method left nothing to train.", "Choose another method or more layers.")
     accelerator = make_accelerator(config.precision, trained[0].device)
-    optimizer = method.optimizer(trained, lr)
+    optimizer = method.optimizer(model, lr)
     network = accelerator.prepare_model(model)
     if config.gradient_checkpointing:
         getattr(model, "gradient_checkpointing_enable")({"use_reentrant": False})  # noqa: B009
@@ -116,7 +116,7 @@ def train_stage(
             n_targets = sum(batch.n_targets for batch in micro_batches)
             rate = learning_rate(step, steps, lr, config.warmup, config.schedule)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_scale", 1.0)
 
             nats = torch.zeros((), device=accelerator.device)
             for batch in micro_batches[rank::world]:

@@ -11,15 +11,16 @@ from nlft.config.method import (
     GateConfig,
     LearningRates,
     LoraConfig,
-    Method,
     MethodFields,
     ReplayConfig,
     RetentionConfig,
-    SparseMemoryConfig,
 )
+from nlft.config.optimizer import OptimizerConfig
+from nlft.config.pathway import CmsConfig, HopeConfig, LevelFields, SparseMemoryConfig
 from nlft.config.recipe import (
     CompareConfig,
     MeasureConfig,
+    Method,
     Recipe,
     SeedConfig,
     TrainConfig,
@@ -40,15 +41,19 @@ from nlft.config.source import (
 __all__ = [
     "NAME",
     "BaseConfig",
+    "CmsConfig",
     "CompareConfig",
     "DataConfig",
     "FullConfig",
     "GateConfig",
+    "HopeConfig",
     "LearningRates",
+    "LevelFields",
     "LoraConfig",
     "MeasureConfig",
     "Method",
     "MethodFields",
+    "OptimizerConfig",
     "ProbeConfig",
     "Recipe",
     "ReplayConfig",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from nlft.config.optimizer import OptimizerConfig
 from nlft.config.section import Section, Share
 
 
@@ -68,7 +69,9 @@ class MethodFields(Section):
     steps: int | None = Field(default=None, ge=1)
     """Optimiser steps a task; `train.steps` when empty."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """What moves the parameters."""
     replay: ReplayConfig | None = None
     """Train on old rows too."""
 
@@ -100,54 +103,3 @@ class LoraConfig(MethodFields):
     """Gives every task low-rank maps of its own behind a gate (LORA only)."""
     retention: RetentionConfig | None = None
     """The gate's budget; 1 % of rows when empty."""
-
-
-class SparseMemoryConfig(MethodFields):
-    """Sparse memory slots beside the MLP blocks of a frozen base."""
-
-    kind: Literal["sparse_memory"]
-    """Sparse memory slots."""
-    addressing: Literal["prototype", "product_key"] = "prototype"
-    """How a token finds its slots: prototypes of the task's states, or product keys."""
-    layers: list[int] | None = None
-    """Layers with a memory; all but the first when empty."""
-    slots: int = Field(default=1500, ge=1)
-    """Slots a task and layer that are trained."""
-    margin: float = Field(default=0.0, ge=0, lt=1)
-    """Prototype keys: added to every rejection threshold (cosine)."""
-    input_dependent: bool = False
-    """Prototype keys: every slot is a hidden unit, whose weight also depends on the query that reads it."""
-    gate: GateConfig | None = None
-    """Puts the memory behind a gate, which then keeps it silent; prototype keys lose their own thresholds."""
-    retention: RetentionConfig | None = None
-    """A budget that sets the thresholds of prototype keys, or the gate's."""
-    kmeans_steps: int = Field(default=10, ge=0)
-    """Iterations of spherical k-means behind the keys; 0 takes states of the task as they are."""
-    whitening: bool = True
-    """Whiten hidden states before they are compared; without, they are only centred."""
-    half_keys: int = Field(default=128, ge=2)
-    """Product keys: keys in each half; the table has its square in slots."""
-    heads: int = Field(default=4, ge=1)
-    """Product keys: independent look-ups a token."""
-    topk: int = Field(default=16, ge=1)
-    """Product keys: slots read a head."""
-    temperature: float = Field(default=8.0, gt=0)
-    """Product keys: softmax weights are those of temperature times cosine."""
-    choice: Literal["tfidf", "kl", "tf", "random", "all"] = "tfidf"
-    """Product keys: which slots are trained, of those that the task reads: often read there and in few documents of the
-    background (`tfidf`), more often than by the background (`kl`), often (`tf`), drawn (`random`), or `all`."""
-    mode: Literal["task", "step"] = "task"
-    """Product keys: slots are chosen once for a `task` and trained by AdamW, or at every `step`, as in the paper, and
-    moved by SGD (which needs learning rates of hundreds to thousands, since the gradient is clipped)."""
-    health: Literal["check", "ignore"] = "check"
-    """Product keys: refuse keys that the background reads too unevenly (see `nlft inspect`), or `ignore` it."""
-
-    @model_validator(mode="after")
-    def steps_are_plain(self) -> SparseMemoryConfig:
-        """`mode: step` means one thing."""
-        if self.mode == "step" and (self.addressing != "product_key" or self.weight_decay):
-            raise ValueError("`mode: step` needs `addressing: product_key`, and has no weight_decay")
-        return self
-
-
-Method = Annotated[FullConfig | LoraConfig | SparseMemoryConfig, Field(discriminator="kind")]

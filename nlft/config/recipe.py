@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from nlft.config.method import Method
+from nlft.config.method import FullConfig, LoraConfig
+from nlft.config.pathway import CmsConfig, HopeConfig, SparseMemoryConfig
 from nlft.config.section import NAME, Section
 from nlft.config.source import BaseConfig, DataConfig, ProbeConfig, TaskConfig
+
+Method = Annotated[FullConfig | LoraConfig | SparseMemoryConfig | CmsConfig | HopeConfig, Field(discriminator="kind")]
+"""Methods by kind."""
 
 
 class SeedConfig(Section):

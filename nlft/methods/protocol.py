@@ -49,8 +49,8 @@ class Method(Protocol):
         """Prepares the model for a task; afterwards what is trained is what has `requires_grad`."""
         ...
 
-    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """The optimiser of one stage."""
+    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """The optimiser of one stage, over what has `requires_grad`; a group's `lr_scale` multiplies its rate."""
         ...
 
     def penalty(self, model: nn.Module) -> torch.Tensor | None:

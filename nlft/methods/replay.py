@@ -12,6 +12,7 @@ from nlft.data.batch import Sampler, collate
 from nlft.data.template import Encoded
 from nlft.methods.protocol import TaskContext
 from nlft.ops.loss import target_loss
+from nlft.optim.build import build_optimizer
 from nlft.pathways.provenance import note_task
 from nlft.pathways.task import TaskPeftConfig
 
@@ -46,10 +47,11 @@ class Replay:
 
 
 class Trainable:
-    """What every method shares: AdamW over all that is trainable, and replay as its penalty."""
+    """What every method shares: an optimiser over all that is trainable, and replay as its penalty."""
 
     def __init__(self, config: MethodFields) -> None:
         self.weight_decay = config.weight_decay
+        self.optimizer_config = config.optimizer
         self.replay = Replay(config.replay)
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> None:
@@ -59,9 +61,10 @@ class Trainable:
         if isinstance(config, TaskPeftConfig):
             note_task(config, context.name, context.train, replay=self.replay.batches is not None)
 
-    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """AdamW (Loshchilov & Hutter 2019) in its fused form."""
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=self.weight_decay, fused=True)
+    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """What the recipe names; AdamW (Loshchilov & Hutter 2019) in its fused form when it names nothing."""
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return build_optimizer(self.optimizer_config, parameters, lr, self.weight_decay, model)
 
     def penalty(self, model: nn.Module) -> torch.Tensor | None:
         """The replay loss, if there is replay."""

@@ -157,11 +157,11 @@ class SparseMemory(Trainable):
         choice = {"slots": self.config.slots, "choice": self.config.choice, "seed": self.seed}
         begin_task(model, context.name, product_key_rows(model, parts.task, reads.blocks, **choice))
 
-    def optimizer(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """AdamW, or SGD on the rows that each step chooses."""
+    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """The recipe's, or SGD on the rows that each step chooses."""
         if self.tables:
             return RowSGD(self.tables, lr, self.config.choice, self.config.slots, self.seed)
-        return super().optimizer(parameters, lr)
+        return super().optimizer(model, lr)
 
     def end_task(self, model: nn.Module) -> None:
         """Freezes the task's values; of a whole table only the rows that were moved."""

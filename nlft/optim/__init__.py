@@ -1,0 +1,1 @@
+"""Optimisers: several clocks in one, and those of Nested Learning."""
