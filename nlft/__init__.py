@@ -6,6 +6,8 @@ it is; until then neither torch nor peft is loaded.
 
 from __future__ import annotations
 
+from typing import Any
+
 import wrapt
 
 __version__ = "0.1.0"
@@ -18,3 +20,12 @@ def _register(_peft: object) -> None:
 
 
 wrapt.register_post_import_hook(_register, "peft")
+
+
+def __getattr__(name: str) -> Any:
+    # Its module imports torch, so it waits until somebody asks.
+    if name == "session":
+        from nlft.sessions import session
+
+        return session
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

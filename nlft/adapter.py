@@ -56,8 +56,11 @@ def read_config(folder: Path) -> PeftConfig:
         raise CheckpointError(f"{folder / CONFIG}: {error.message}", error.hint) from error
 
 
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path, apart: bool = True) -> Adapter:
     """Reads an adapter without its base.
+
+    Args:
+        apart: refuse one whose tasks share one part.
 
     Raises:
         NlftError: it is not one of nlft's pathways.
@@ -67,7 +70,13 @@ def read_adapter(folder: Path) -> Adapter:
     if not isinstance(config, TaskPeftConfig):
         raise NlftError(
             f"{folder} is a {kind_of(config)} adapter, which does not keep its tasks apart.",
-            "Only adapters of sparse memory and gated LoRA have tasks that can be listed, removed or joined.",
+            "Only adapters of sparse memory, gated LoRA and gated CMS have tasks to list, remove or join.",
+        )
+    if apart and not config.keeps_tasks_apart:
+        raise NlftError(
+            f"{folder} is a {kind_of(config)} adapter without a gate: what it holds is shared by all tasks, so none can"
+            " be listed, removed, joined or tuned.",
+            "Train it with `gate: prototype`, which gives every task a part of its own.",
         )
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS}.", WHOLE)
@@ -76,9 +85,10 @@ def read_adapter(folder: Path) -> Adapter:
     except UNREADABLE as error:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged: {reason(error)}", WHOLE) from error
     found = {place.task for key in tensors if (place := place_of(key)) is not None}
-    if found != set(range(len(config.tasks))):
+    listed = len(config.tasks) if config.keeps_tasks_apart else len(found & {0})  # Hope's part has no number
+    if found != set(range(listed)):
         raise CheckpointError(
-            f"{folder} is damaged: {CONFIG} lists {len(config.tasks)} tasks, and {WEIGHTS} holds {len(found)}.", WHOLE
+            f"{folder} is damaged: {CONFIG} lists {listed} tasks, and {WEIGHTS} holds {len(found)}.", WHOLE
         )
     try:
         check_layout(config, tensors)

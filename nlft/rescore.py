@@ -109,7 +109,7 @@ def load_weights(weights: Path, base: FrozenBase) -> Any:
     """
     adapter = (weights / "adapter_config.json").is_file()
     if adapter and isinstance(read_config(weights), TaskPeftConfig):
-        read_adapter(weights)  # says what is wrong with it before PEFT makes anything of its settings
+        read_adapter(weights, apart=False)  # says what is wrong with it before PEFT makes anything of its settings
     try:
         if adapter:
             from peft import PeftModel

@@ -37,6 +37,7 @@ LAYERS = (
     ("witness",),
     ("run",),
     ("adapter",),
+    ("sessions",),
     ("cells",),
     ("executor",),
     ("compare", "rescore"),
@@ -44,6 +45,7 @@ LAYERS = (
     ("promotion",),
     ("pruning",),
     ("tune",),
+    ("chat",),
     ("cli",),
     ("__main__",),
 )

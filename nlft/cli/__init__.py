@@ -11,6 +11,7 @@ import typer
 
 from nlft import __version__
 from nlft.cli import (
+    chat,
     compare,
     cp,
     demo,
@@ -49,6 +50,7 @@ app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 app.command("tune")(tune.tune)
 app.command("tasks")(tasks.tasks)
+app.command("chat")(chat.chat)
 app.command("promote")(promote.promote)
 app.command("prune")(prune.prune)
 app.command("env")(env.env)

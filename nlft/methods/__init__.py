@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from nlft.config import FullConfig, LoraConfig, SparseMemoryConfig
+from nlft.config import CmsConfig, FullConfig, HopeConfig, LoraConfig
+from nlft.config import Method as MethodConfig
 from nlft.methods.protocol import Method
 
 
-def build_method(config: FullConfig | LoraConfig | SparseMemoryConfig) -> Method:
+def build_method(config: MethodConfig) -> Method:
     """The method that a recipe's section describes."""
     if isinstance(config, FullConfig):
         from nlft.methods.full import Full
@@ -20,6 +21,14 @@ def build_method(config: FullConfig | LoraConfig | SparseMemoryConfig) -> Method
         from nlft.methods.lora import Lora
 
         return Lora(config)
+    if isinstance(config, CmsConfig):
+        from nlft.methods.cms import Cms
+
+        return Cms(config)
+    if isinstance(config, HopeConfig):
+        from nlft.methods.hope import Hope
+
+        return Hope(config)
     from nlft.methods.sparse_memory import SparseMemory
 
     return SparseMemory(config)

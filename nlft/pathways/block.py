@@ -14,6 +14,7 @@ from torch import nn
 from nlft.base import find_blocks
 from nlft.errors import NlftError
 from nlft.pathways.gate import GATES, GateDict, install_gate, remove_gate
+from nlft.pathways.state import install_keeper, remove_keeper
 from nlft.pathways.task import TaskPeftConfig
 
 NO_MERGE = (
@@ -103,6 +104,11 @@ class PathwayModel(BaseTuner):
             peft_config.target_modules = self.default_targets(peft_config)
         return peft_config
 
+    @classmethod
+    def keeps_state(cls, config: Any) -> bool:
+        """Whether a sequence has a state under this config, so that a keeper is needed."""
+        return False
+
     def default_targets(self, peft_config: TaskPeftConfig) -> set[str]:
         """Names of the modules that are wrapped when the config names none."""
         return chosen_blocks(find_blocks(self.model), peft_config.layers_to_transform)
@@ -124,20 +130,26 @@ class PathwayModel(BaseTuner):
             layer._active_adapter = self.active_adapters
         layer.update_layer(adapter_name, peft_config.at(current_key))
         gate = install_gate(self.model, adapter_name, peft_config)
-        # In a tuple, so that the gate does not become a part of every module that asks it.
-        layer.cores[adapter_name].gate = None if gate is None else (gate,)  # pyright: ignore
+        keeper = install_keeper(self.model, adapter_name) if self.keeps_state(peft_config) else None
+        core: Any = layer.cores[adapter_name]
+        core.block = current_key
+        # In tuples, so that gate and keeper do not become parts of every module that asks them.
+        core.gate = None if gate is None else (gate,)
+        core.keeper = None if keeper is None else (keeper,)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Takes an adapter away, its gate too."""
+        """Takes an adapter away, its gate and its keeper of states too."""
         super().delete_adapter(adapter_name)
         remove_gate(self.model, adapter_name)
+        remove_keeper(self.model, adapter_name)
 
     def unload(self) -> nn.Module:
-        """The base as it was, without wrappers and gates."""
+        """The base as it was, without wrappers, gates and keepers."""
         for adapter_name in list(self.peft_config):
             remove_gate(self.model, adapter_name)
+            remove_keeper(self.model, adapter_name)
         return super().unload()
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:

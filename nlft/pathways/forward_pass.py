@@ -1,8 +1,9 @@
-"""One forward pass as a gate sees it: padding, the cache of earlier tokens, and what is still true when layers of
-it are recomputed in a backward pass."""
+"""One forward pass as gates and keepers of state see it: padding, the cache of earlier tokens, and what is still true
+when layers of it are recomputed in a backward pass."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,57 +26,89 @@ class Pass:
     """The key-value cache that was handed in."""
     tokens_before: int = 0
     """Tokens in that cache."""
+    rows: int | None = None
+    """B, where the inputs say it."""
     evidence: torch.Tensor | None = None
     """[B, T, tasks], of these tokens; not kept after the pass."""
     open: torch.Tensor | None = None
     """How far the gate is open, [B, T, tasks]; None before it has been reached."""
     unseen: bool = False
-    """True if the cache holds tokens that the gate has not seen."""
+    """True if the cache holds tokens that the gate, or the keeper of states, has not seen."""
+    states: dict[str, dict[str, torch.Tensor]] | None = None
+    """By block, the states before these tokens; None for fresh sequences."""
+    kept: dict[str, dict[str, torch.Tensor]] | None = None
+    """By block, the states behind these tokens; None when the pass is over."""
+    learns: bool = True
+    """Whether these tokens are written into states."""
+
+
+def begin_pass(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
+    """The pass that begins with these arguments of the decoder, which may be given by place or by name."""
+    given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    given = {**given.pop("kwargs", {}), **given}
+    past = given.get("past_key_values")
+    past = past if isinstance(past, Cache) else None
+    inputs = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
+    # Now: by the time a block is reached, the layers in front of it have written into the cache.
+    before = 0 if past is None else int(past.get_seq_length())
+    return Pass(given.get("attention_mask"), past, before, None if inputs is None else inputs.shape[0])
+
+
+def cache_of(output: Any, past: Cache | None) -> Cache | None:
+    """The cache that the decoder returned, else the one that it was given."""
+    made = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+    return next((one for one in made if isinstance(one, Cache)), past)
 
 
 class RecallPass:
     """A layer's checkpointing function that brings back the pass to which a recomputation belongs.
 
-    A backward pass recomputes layers, and other forward passes may have moved the gates since.
+    A backward pass recomputes layers, and other forward passes may have moved the gates and keepers since.
 
     Args:
         function: the checkpointing function.
-        gates: modules whose `now` is the pass that is running; all that there are at the time of a call.
+        owners: containers of modules whose `now` is the pass that is running; all modules that there are at the time
+            of a call.
     """
 
-    def __init__(self, function: Callable[..., Any], gates: nn.ModuleDict) -> None:
-        self.function, self.gates = function, gates
+    def __init__(self, function: Callable[..., Any], owners: list[nn.ModuleDict]) -> None:
+        self.function, self.owners = function, owners
 
     def __call__(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        passes: list[tuple[Any, Pass]] = [(gate, gate.now) for gate in cast(Any, self.gates.values())]
+        passes: list[tuple[Any, Pass]] = [(one, one.now) for owner in self.owners for one in cast(Any, owner.values())]
 
         def run_in_pass(*inputs: Any, **options: Any) -> Any:
-            latest = [gate.now for gate, _ in passes]
-            for gate, own in passes:
-                gate.now = own
+            latest = [one.now for one, _ in passes]
+            for one, own in passes:
+                one.now = own
             try:
                 return run(*inputs, **options)
             finally:
-                for (gate, _), own in zip(passes, latest, strict=True):
-                    gate.now = own
+                for (one, _), own in zip(passes, latest, strict=True):
+                    one.now = own
 
         return self.function(run_in_pass, *args, **kwargs)
 
 
-def recall_passes(decoder: nn.Module, gates: nn.ModuleDict) -> None:
-    """Wraps the checkpointing function of every layer that has one and is not wrapped yet."""
+def recall_passes(decoder: nn.Module, owner: nn.ModuleDict) -> None:
+    """Wraps the checkpointing function of every layer that has one, so that it knows the modules of `owner`."""
     for layer in decoder.modules():
         function = getattr(layer, CHECKPOINTING, None)
-        if function is not None and not isinstance(function, RecallPass):
-            setattr(layer, CHECKPOINTING, RecallPass(function, gates))
+        if isinstance(function, RecallPass):
+            if not any(one is owner for one in function.owners):
+                function.owners.append(owner)
+        elif function is not None:
+            setattr(layer, CHECKPOINTING, RecallPass(function, [owner]))
 
 
-def forget_passes(decoder: nn.Module) -> None:
+def forget_passes(decoder: nn.Module, owner: nn.ModuleDict) -> None:
     """Undoes `recall_passes`."""
     for layer in decoder.modules():
         function = getattr(layer, CHECKPOINTING, None)
         if isinstance(function, RecallPass):
-            setattr(layer, CHECKPOINTING, function.function)
+            function.owners = [one for one in function.owners if one is not owner]
+            if not function.owners:
+                setattr(layer, CHECKPOINTING, function.function)
 
 
 def attended_tokens(mask: Any, tokens_before: int, tokens: int) -> torch.Tensor | None:

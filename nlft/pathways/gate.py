@@ -8,19 +8,25 @@ the gate opens. Where it is shut, the model computes the base, bit for bit.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from nlft.base import decoder_layers
 from nlft.errors import NlftError
 from nlft.ops.gate import accumulate, sticky
 from nlft.ops.keys import nearest, whitened
-from nlft.pathways.forward_pass import Pass, attended_tokens, forget_passes, recall_passes
+from nlft.pathways.forward_pass import (
+    Pass,
+    attended_tokens,
+    begin_pass,
+    cache_of,
+    forget_passes,
+    recall_passes,
+)
 from nlft.pathways.task import TaskPeftConfig
 
 LARGEST_KEY_WIDTH = 256
@@ -157,12 +163,7 @@ class PrototypeGate(nn.Module):
 
     def note_inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the decoder: which tokens are padding, and the cache of earlier ones."""
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        given = {**given.pop("kwargs", {}), **given}
-        past = given.get("past_key_values")
-        past = past if isinstance(past, Cache) else None
-        # Now: by the time the gate is reached, the layers in front of it have written into the cache.
-        self.now = Pass(given.get("attention_mask"), past, 0 if past is None else int(past.get_seq_length()))
+        self.now = begin_pass(module, args, kwargs)
         if module.training:
             recall_passes(module, getattr(module, GATES))
 
@@ -189,8 +190,7 @@ class PrototypeGate(nn.Module):
     def remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the decoder: keeps the evidence in the cache."""
         now = self.now
-        made = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
-        past = next((one for one in made if isinstance(one, Cache)), now.past)
+        past = cache_of(output, now.past)
         evidence, now.evidence, now.past, now.mask = now.evidence, None, None, None
         if past is None or evidence is None:
             return
@@ -275,7 +275,7 @@ def remove_gate(model: Any, adapter: str) -> None:
         del gates[adapter]
     if not len(gates) and hasattr(decoder_of(model), GATES):
         delattr(decoder_of(model), GATES)
-        forget_passes(decoder_of(model))
+        forget_passes(decoder_of(model), gates)
 
 
 def decoder_of(model: Any) -> nn.Module:

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import torch
 
 from nlft.errors import NlftError
+from nlft.pathways.cms.config import CmsPeftConfig
+from nlft.pathways.cms.layer import CmsLayer
 from nlft.pathways.gate import GATES, LARGEST_KEY_WIDTH
 from nlft.pathways.gated_lora.layer import GatedLoraLayer
+from nlft.pathways.hope.config import HopePeftConfig
+from nlft.pathways.hope.layer import HopeCore, HopeLayer
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.sparse_memory.layer import SparseMemoryLayer
 from nlft.pathways.task import TaskPeftConfig
@@ -38,7 +43,8 @@ def check_layout(config: TaskPeftConfig, tensors: Mapping[str, torch.Tensor]) ->
         raise NlftError(f"gate_layer is {config.gate_layer}, and there are {len(gates)} gates.")
     if config.gate_layer is not None and list(config.gates) != list(config.tasks):
         raise NlftError(f"gates lists {list(config.gates)}, and tasks lists {list(config.tasks)}.")
-    if not cores and (config.tasks or isinstance(config, SparseMemoryPeftConfig)):
+    shared = not config.keeps_tasks_apart
+    if not cores and (config.tasks or shared or isinstance(config, SparseMemoryPeftConfig)):
         raise NlftError("there is no block.")
     check_sizes(config, cores)
     for (block, kind), own in modules.items():
@@ -46,6 +52,10 @@ def check_layout(config: TaskPeftConfig, tensors: Mapping[str, torch.Tensor]) ->
             wanted = gate_shapes(config, own)
         elif isinstance(config, SparseMemoryPeftConfig):
             wanted = memory_shapes(config, block, own)
+        elif isinstance(config, CmsPeftConfig):
+            wanted = level_shapes(config, block, own)
+        elif isinstance(config, HopePeftConfig):
+            wanted = hope_shapes(config, own)
         else:
             wanted = map_shapes(config, block, own)
         compare(f"{block}.{kind}", own, wanted)
@@ -61,7 +71,8 @@ def by_module(
     Raises:
         NlftError: a name belongs to no part of the adapter.
     """
-    layer = SparseMemoryLayer if isinstance(config, SparseMemoryPeftConfig) else GatedLoraLayer
+    layers = {SparseMemoryPeftConfig: SparseMemoryLayer, CmsPeftConfig: CmsLayer, HopePeftConfig: HopeLayer}
+    layer = layers.get(type(config), GatedLoraLayer)  # pyright: ignore
     found: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         parts = KEY.fullmatch(key)
@@ -118,6 +129,32 @@ def map_shapes(config: TaskPeftConfig, block: str, own: Mapping[str, torch.Tenso
     for number, (_, rank) in enumerate(sizes_at(config, block)):
         shapes |= {f"tasks.{number}.A": (rank, width_in), f"tasks.{number}.B": (width_out, rank)}
     return shapes
+
+
+def level_shapes(config: CmsPeftConfig, block: str, own: Mapping[str, torch.Tensor]) -> Shapes:
+    """Names and shapes at one module with the levels of a continuum memory."""
+    if config.init == "pretrained":
+        if config.keeps_tasks_apart:
+            return map_shapes(config, block, own)
+        shared = copy(config)
+        shared.tasks = {"": config.r}
+        return map_shapes(shared, block, own)
+    width = last_width(own, "tasks.0.A0")
+    sizes = sizes_at(config, block) if config.keeps_tasks_apart else [("", config.r)]
+    shapes: Shapes = {}
+    for number, (_, r) in enumerate(sizes):
+        for level in range(len(config.periods)):
+            shapes |= {f"tasks.{number}.A{level}": (r, width), f"tasks.{number}.B{level}": (width, r)}
+            if config.online_chunk is not None:
+                shapes |= {f"tasks.{number}.rate{level}": (), f"tasks.{number}.gain{level}": ()}
+    return shapes
+
+
+def hope_shapes(config: HopePeftConfig, own: Mapping[str, torch.Tensor]) -> Shapes:
+    """Names and shapes at one block with Hope."""
+    with torch.device("meta"):
+        core = HopeCore(last_width(own, "project.weight"), config)
+    return {name: tuple(tensor.shape) for name, tensor in core.state_dict().items()}
 
 
 def gate_shapes(config: TaskPeftConfig, own: Mapping[str, torch.Tensor]) -> Shapes:

@@ -17,6 +17,7 @@ from nlft.errors import NlftError
 from nlft.ops.keys import nearest
 from nlft.ops.slots import prototype_scores
 from nlft.pathways.block import PathwayLayer
+from nlft.pathways.cms.config import CmsPeftConfig
 from nlft.pathways.gate import PrototypeGate, gates_of
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.sparse_memory.layer import SparseMemory, TaskSlots
@@ -34,7 +35,7 @@ class Reads:
     tokens: dict[str, int]
     """By task: tokens that read it at one block or more."""
     slots: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
-    """By task and block: tokens that read each slot, [M] int64. Gated LoRA has no slots."""
+    """By task and block: tokens that read each slot, [M] int64. Gated LoRA and CMS have no slots."""
     gates: dict[str, torch.Tensor] = field(default_factory=dict)
     """By task: tokens to which each key of its gate is the nearest of the task's keys, [M] int64."""
 
@@ -56,7 +57,7 @@ def count_reads(model: Any, batches: Iterable[Batch], adapter: str = "default") 
     """Runs a text through a model and counts what its adapter reads.
 
     A slot of prototype memory is read where its score is above zero, one of product keys where it is among the best
-    of a head; behind a gate only where the gate is open. A task of gated LoRA is read where its gate is open.
+    of a head; behind a gate only where the gate is open. A task of gated LoRA or CMS is read where its gate is open.
 
     Args:
         model: PEFT model in which the adapter is active.
@@ -69,14 +70,14 @@ def count_reads(model: Any, batches: Iterable[Batch], adapter: str = "default") 
     reads = Reads(0, dict.fromkeys(names, 0))
     shared = _Batch()
     device = model.get_input_embeddings().weight.device
-    gated_lora = isinstance(model.peft_config[adapter], GatedLoraPeftConfig)
+    whole = isinstance(model.peft_config[adapter], GatedLoraPeftConfig | CmsPeftConfig)  # no slots
     with inference(model), watched(model, adapter, partial(note, names, reads, shared)):
         for batch in batches:
             ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
             shared.mask = (mask != 0).flatten()
             shared.read = torch.zeros(len(shared.mask), len(names), dtype=torch.bool, device=device)
             model(input_ids=ids, attention_mask=mask, use_cache=False)
-            if gated_lora and names:
+            if whole and names:
                 shared.read = cast(Any, gates_of(model)[adapter]).open.flatten(0, 1) > 0
             reads.total += int(shared.mask.sum())
             for number, name in enumerate(names):

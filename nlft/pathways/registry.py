@@ -39,14 +39,20 @@ def register_pathways() -> None:
     Raises:
         NlftError: another package has taken the name.
     """
+    from nlft.pathways.cms.config import CmsPeftConfig
+    from nlft.pathways.cms.model import CmsModel
     from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
     from nlft.pathways.gated_lora.model import GatedLoraModel
+    from nlft.pathways.hope.config import HopePeftConfig
+    from nlft.pathways.hope.model import HopeModel
     from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
     from nlft.pathways.sparse_memory.model import SparseMemoryModel
 
     for name, config, model in (
         ("nlft_sparse_memory", SparseMemoryPeftConfig, SparseMemoryModel),
         ("nlft_gated_lora", GatedLoraPeftConfig, GatedLoraModel),
+        ("nlft_cms", CmsPeftConfig, CmsModel),
+        ("nlft_hope", HopePeftConfig, HopeModel),
     ):
         known = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type(name))
         if known is None:

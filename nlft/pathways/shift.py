@@ -104,6 +104,11 @@ def keys_by_task(model: Any, adapter: str | None = None) -> dict[str, list[Keys]
                 "Only prototype keys and gates have thresholds.",
             )
         found[task] = slots
+    if not config.keeps_tasks_apart:
+        raise NlftError(
+            f"The adapter {name!r} has no gate: it serves all tasks and is always on, so it has no thresholds.",
+            "Train it with `gate: prototype`.",
+        )
     if not found:
         raise NlftError(f"The adapter {name!r} holds no task.", "Train one first.")
     return found

@@ -74,6 +74,11 @@ class TaskPeftConfig(PeftConfig):
         if not 0 <= self.gate_decay <= 1:
             raise NlftError(f"gate_decay: {self.gate_decay} is no share.", "Use 0 (each token alone) to 1 (sticky).")
 
+    @property
+    def keeps_tasks_apart(self) -> bool:
+        """Whether every task has a part of its own; else one part serves all, and no task can be taken out."""
+        return True
+
     def to_dict(self) -> dict[str, Any]:
         """Fields as PEFT writes them; what has an order as pairs, because PEFT sorts the keys of JSON objects."""
         pairs = {"tasks": list(map(list, self.tasks.items())), "gates": list(map(list, self.gates.items()))}

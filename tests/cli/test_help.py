@@ -52,6 +52,7 @@ def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         "inspect",
         "tune",
         "tasks",
+        "chat",
         "promote",
         "prune",
         "env",

@@ -1,4 +1,4 @@
-"""Adapters behind a gate on tiny models of many families: gated LoRA, and memories of both addressings."""
+"""Adapters behind a gate on tiny models of many families: gated LoRA, levels, and memories of both addressings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathway_models import BACKGROUND, TASKS, batch, build, calibrate, settings,
 from peft import PeftConfig, get_peft_model
 
 from nlft.data.batch import Batch
+from nlft.pathways.cms.config import CmsPeftConfig
+from nlft.pathways.cms.model import begin_task as begin_levels
+from nlft.pathways.cms.model import end_task as end_levels
 from nlft.pathways.evidence import begin_gate, calibrate_gate
 from nlft.pathways.gate import PrototypeGate, gate_module, gates_of
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
@@ -19,11 +22,17 @@ from nlft.pathways.prototype import HeldOut, read_addresses
 from nlft.pathways.sparse_memory.model import begin_task, end_task, memories
 from nlft.pathways.sparse_memory.product_key import background_reads, product_key_rows
 
-KINDS = ("gated_lora", "prototype", "product_key")
+KINDS = ("gated_lora", "prototype", "product_key", "cms")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 FIRST, SECOND = TASKS
 GATE_LAYER = 1
-TRAINED = {"gated_lora": ("A", "B"), "prototype": ("values",), "product_key": ("values",)}
+WITHOUT_KEYS = (GatedLoraPeftConfig, CmsPeftConfig)
+TRAINED = {
+    "gated_lora": ("A", "B"),
+    "prototype": ("values",),
+    "product_key": ("values",),
+    "cms": ("A0", "B0", "A1", "B1"),
+}
 """Names of what a task trains."""
 
 
@@ -38,6 +47,8 @@ def gated_config(kind: str, **fields: Any) -> PeftConfig:
     options = {"gate_layer": GATE_LAYER, **fields}
     if kind == "gated_lora":
         return GatedLoraPeftConfig(task_type="CAUSAL_LM", **{"r": 3, **options})
+    if kind == "cms":
+        return CmsPeftConfig(task_type="CAUSAL_LM", **{"r": 3, "periods": [1, 2], **options})
     return settings(kind, **options)
 
 
@@ -50,7 +61,7 @@ def gated(base: Any, kind: str, adapter: str = "default", **fields: Any) -> Any:
 
 def calibrate_gated(adapted: Any, adapter: str) -> None:
     """Sets what the tasks of the active adapter will share."""
-    if not isinstance(adapted.peft_config[adapter], GatedLoraPeftConfig):
+    if not isinstance(adapted.peft_config[adapter], WITHOUT_KEYS):
         calibrate(adapted)
     module = gate_module(adapted, adapter)
     calibrate_gate(adapted, module, adapter, BACKGROUND, slots=16)
@@ -80,6 +91,8 @@ def begin_gated(adapted: Any, name: str, earlier: tuple[str, ...] = (), adapter:
     )
     if isinstance(config, GatedLoraPeftConfig):
         begin_maps(adapted, name, seed=0, adapter=adapter)
+    elif isinstance(config, CmsPeftConfig):
+        begin_levels(adapted, name, seed=0, adapter=adapter)
     elif config.addressing == "product_key":
         background = background_reads(adapted, BACKGROUND).blocks
         begin_task(adapted, name, product_key_rows(adapted, TASKS[name], background, slots=12), adapter)
@@ -89,14 +102,14 @@ def begin_gated(adapted: Any, name: str, earlier: tuple[str, ...] = (), adapter:
 
 def end_gated(adapted: Any, adapter: str = "default") -> None:
     """Closes the open task."""
-    end = end_maps if isinstance(adapted.peft_config[adapter], GatedLoraPeftConfig) else end_task
-    end(adapted, adapter)
+    ends: dict[Any, Any] = {GatedLoraPeftConfig: end_maps, CmsPeftConfig: end_levels}
+    ends.get(type(adapted.peft_config[adapter]), end_task)(adapted, adapter)
 
 
 def train_gated(adapted: Any, name: str, steps: int = 2) -> None:
     """Trains with a step that is large enough to see and keeps the logits finite."""
-    lora = isinstance(adapted.active_peft_config, GatedLoraPeftConfig)
-    train(adapted, name, steps, lr=0.05 if lora else 0.5)
+    low = isinstance(adapted.active_peft_config, WITHOUT_KEYS)
+    train(adapted, name, steps, lr=0.05 if low else 0.5)
     adapted.eval()
 
 

@@ -12,6 +12,9 @@ from peft import get_peft_model
 
 from nlft.calibrate import block_inputs, calibrate_base
 from nlft.data.batch import Batch
+from nlft.pathways.cms.config import CmsPeftConfig
+from nlft.pathways.cms.model import begin_task as begin_levels
+from nlft.pathways.cms.model import end_task as end_levels
 from nlft.pathways.gate import PrototypeGate, gate_module, gates_of
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.gated_lora.model import begin_task as begin_maps
@@ -19,8 +22,10 @@ from nlft.pathways.gated_lora.model import end_task as end_maps
 from nlft.pathways.lifecycle import attach, stored, without_tasks
 from nlft.pathways.sparse_memory.model import begin_task, end_task, memories
 
-KINDS = ("prototype", "product_key", "gated_lora", "gated_memory")
+KINDS = ("prototype", "product_key", "gated_lora", "gated_memory", "gated_cms")
 every_kind = pytest.mark.parametrize("kind", KINDS)
+WHOLE = ("gated_lora", "gated_cms")
+"""Kinds without slots: a task is read where its gate is open."""
 FIRST, SECOND = TASKS
 OTHERS = {FIRST: SECOND, SECOND: FIRST}
 
@@ -29,12 +34,14 @@ def empty(kind: str, family: str = "llama", adapter: str = "default") -> Any:
     """A calibrated adapter without tasks."""
     if kind == "gated_lora":
         config: Any = GatedLoraPeftConfig(r=3, gate_layer=1, gate_decay=0.5, task_type="CAUSAL_LM")
+    elif kind == "gated_cms":
+        config = CmsPeftConfig(r=3, periods=[1, 2], gate_layer=1, gate_decay=0.5, task_type="CAUSAL_LM")
     elif kind == "gated_memory":
         config = settings("prototype", gate_layer=1, gate_decay=0.0)
     else:
         config = settings(kind, half_keys=24)
     adapted = get_peft_model(build(family), config, adapter_name=adapter)
-    if kind != "gated_lora":
+    if kind not in WHOLE:
         calibrate(adapted)
     if kind.startswith("gated"):
         gate = cast(PrototypeGate, gates_of(adapted)[adapter])
@@ -98,12 +105,14 @@ def learn(adapted: Any, kind: str, name: str, apart: bool = True, adapter: str =
         open_gate(adapted, name, apart, adapter)
     if kind == "gated_lora":
         begin_maps(adapted, name, seed=len(name), adapter=adapter)
+    elif kind == "gated_cms":
+        begin_levels(adapted, name, seed=len(name), adapter=adapter)
     elif kind == "product_key":
         begin_task(adapted, name, chosen_rows(adapted, name, apart))
     else:
         begin_task(adapted, name, prototypes(adapted, memories(adapted), name, apart and kind == "prototype"))
     train(adapted, name, lr=0.05)
-    end_maps(adapted, adapter) if kind == "gated_lora" else end_task(adapted)
+    {"gated_lora": end_maps, "gated_cms": end_levels}.get(kind, end_task)(adapted, adapter)
     adapted.eval()
 
 

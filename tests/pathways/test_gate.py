@@ -36,7 +36,7 @@ ROWS = TASKS[FIRST][0]
 # What stands behind the gate matters little to it: one kind for each family here, each kind somewhere.
 kind_by_family = pytest.mark.parametrize(
     ("family", "kind"),
-    [(family, KINDS[number % 3]) for number, family in enumerate(every_family.mark.args[1])],
+    [(family, KINDS[number % len(KINDS)]) for number, family in enumerate(every_family.mark.args[1])],
 )
 
 
@@ -70,7 +70,7 @@ def test_identity_gradients_silence_and_causality(family, kind):
     gradients = {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad}
     assert {name.rpartition(".")[2] for name in gradients} == set(TRAINED[kind])
     for name, gradient in gradients.items():  # A gets its first gradient when B has moved
-        assert float(gradient.abs().max()) > 0 or name.endswith(".A"), name
+        assert float(gradient.abs().max()) > 0 or ".A" in name, name
     assert all(p.grad is None for p in adapted.parameters() if not p.requires_grad)
 
     train_gated(adapted, FIRST)

@@ -7,7 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from lifecycle_models import FIRST, SECOND, empty, every_kind, learned
+from lifecycle_models import FIRST, SECOND, WHOLE, empty, every_kind, learned
 
 from nlft.errors import NlftError
 from nlft.pathways.layout import check_layout
@@ -33,7 +33,7 @@ def test_what_nlft_writes_passes(kind):
     found = adapter(kind)
     check_layout(found.config, found.tensors)
     check_layout(*vars(stored(empty(kind))).values())
-    if kind != "gated_lora":
+    if kind not in WHOLE:
         size = found.config.tasks[SECOND]
         pruned = with_slots(found, {(SECOND, "model.layers.1.mlp"): torch.arange(size) == 1}, {})
         check_layout(pruned.config, pruned.tensors)
@@ -47,7 +47,7 @@ def test_what_nlft_writes_passes(kind):
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape", "dtype", "nan", "size", "huge"])
 def test_what_is_wrong_is_named(kind, change):
     found = adapter(kind)
-    key = key_of(found, "tasks.1.A" if kind == "gated_lora" else "tasks.1.values")
+    key = key_of(found, {"gated_lora": "tasks.1.A", "gated_cms": "tasks.1.A0"}.get(kind, "tasks.1.values"))
     tensor, name = found.tensors[key], key.removeprefix("base_model.model.")
     if change == "missing":
         del found.tensors[key]
@@ -62,7 +62,7 @@ def test_what_is_wrong_is_named(kind, change):
         tensor[0, 0] = torch.nan
     elif change == "size":
         found.config.tasks[SECOND] += 1
-        name = "" if kind != "gated_lora" else name
+        name = "" if kind not in WHOLE else name
     else:  # a block that the file does not have, so that nothing there could be compared
         found.config.sizes = {SECOND: {"model.layers.7.mlp": 10**12}}
         name = "model.layers.7.mlp"

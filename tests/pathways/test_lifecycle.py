@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lifecycle_models import FIRST, SECOND, empty, every_kind, learn, learned, remove_task
+from lifecycle_models import FIRST, SECOND, WHOLE, empty, every_kind, learn, learned, remove_task
 from pathway_models import BACKGROUND, TASKS, build, logits
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
@@ -167,7 +167,7 @@ def test_unknown_and_open_tasks(kind):
         stored(model)
 
 
-@pytest.mark.parametrize("kind", ["prototype", "product_key", "gated_memory", "gated_lora"])
+@every_kind
 @pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": True}, {"adapter_name": "tasks"}])
 def test_pruned_adapters_survive_saving(kind, options, tmp_path):
     """Other numbers of slots at each block; gates keep their own numbers."""
@@ -175,7 +175,7 @@ def test_pruned_adapters_survive_saving(kind, options, tmp_path):
     full = stored(model)
     blocks = ["model.layers.1.mlp", "model.layers.2.mlp"]
     slots = {}
-    if kind != "gated_lora":
+    if kind not in WHOLE:
         size = full.config.tasks[SECOND]
         slots = {(SECOND, blocks[0]): torch.arange(size) > 1, (SECOND, blocks[1]): torch.arange(size) == 2}
     gates = {SECOND: torch.arange(full.config.gates[SECOND]) % 3 == 0} if full.config.gates else {}
@@ -208,7 +208,7 @@ def test_gates_keep_their_order_on_disk(tmp_path):
     assert list(again.gates.items()) == [("b", 3), ("a", 2)]
 
 
-@pytest.mark.parametrize("kind", ["gated_memory", "gated_lora"])
+@pytest.mark.parametrize("kind", ["gated_memory", *WHOLE])
 @pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": True}, {"adapter_name": "0"}])
 def test_gates_are_loaded(kind, options, tmp_path):
     model = learned(kind, FIRST)

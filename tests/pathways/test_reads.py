@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 import torch
-from lifecycle_models import FIRST, SECOND, every_kind, learned, queries
+from lifecycle_models import FIRST, SECOND, WHOLE, every_kind, learned, queries
 from pathway_models import BACKGROUND, TASKS, build, logits
 from peft import get_peft_model
 
@@ -41,7 +41,7 @@ def test_counts_do_not_depend_on_padding_and_order(kind, apart):
     for one, two in ((ours.slots, theirs.slots), (ours.gates, theirs.gates)):
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     assert torch.equal(logits(model), before)
-    assert bool(ours.gates) == kind.startswith("gated") and bool(ours.slots) != (kind == "gated_lora")
+    assert bool(ours.gates) == kind.startswith("gated") and bool(ours.slots) != (kind in WHOLE)
 
 
 @pytest.mark.parametrize("kind", ["prototype", "product_key"])
