@@ -69,7 +69,7 @@ def test_what_is_no_adapter(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(NlftError, match=r"it has no adapter_config.json"):
         adapter_folder(tmp_path)
     base = load_base(BaseConfig())
-    get_peft_model(base.model, LoraConfig(target_modules=["o_proj"])).save_pretrained(tmp_path / "lora")
+    get_peft_model(base.model, LoraConfig(target_modules=["o_proj"])).save_pretrained(str(tmp_path / "lora"))
     with pytest.raises(NlftError, match="is a LORA adapter, which does not keep its tasks apart"):
         read_adapter(tmp_path / "lora")
     weights = adapter / "adapter_model.safetensors"

@@ -126,3 +126,10 @@ def gate_of(adapted: Any, adapter: str = "default") -> PrototypeGate:
     gate = gates_of(adapted)[adapter]
     assert isinstance(gate, PrototypeGate)
     return gate
+
+
+def open_of(adapted: Any) -> torch.Tensor:
+    """How far the gate was open in the last forward pass, [B, T, tasks]."""
+    found = gate_of(adapted).open
+    assert found is not None
+    return found

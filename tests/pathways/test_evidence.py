@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from gated_models import FIRST, SECOND, gate_of, gated, mixed, silent_rows
+from gated_models import FIRST, SECOND, gate_of, gated, mixed, open_of, silent_rows
 from pathway_models import BACKGROUND, TASKS, batch, build, logits
 from test_prototype import encoded
 
@@ -26,7 +26,7 @@ def begin(adapted: Any, name: str, held: HeldOut, earlier: HeldOut | None = None
 def opened(adapted: Any, rows: Batch, task: int = 0) -> torch.Tensor:
     """At which tokens a task's gate is open in a forward pass, [B, T] bool; never at padding."""
     logits(adapted, rows)
-    return (gate_of(adapted).open[..., task] > 0) & (rows.attention_mask == 1)
+    return (open_of(adapted)[..., task] > 0) & (rows.attention_mask == 1)
 
 
 def realised(adapted: Any, rows: list[Encoded], unit: str) -> float:

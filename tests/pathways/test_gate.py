@@ -19,6 +19,7 @@ from gated_models import (
     gated,
     gated_config,
     mixed,
+    open_of,
     train_gated,
     trained_gated,
 )
@@ -76,9 +77,9 @@ def test_identity_gradients_silence_and_causality(family, kind):
     train_gated(adapted, FIRST)
     assert float((logits(adapted) - expected["task"]).abs().max()) > 1e-2
     assert torch.equal(logits(adapted, BACKGROUND[0]), expected["background"])
-    assert float(gate_of(adapted).open.max()) == 0
+    assert float(open_of(adapted).max()) == 0
     after = logits(adapted, mixed())
-    opened = gate_of(adapted).open[..., 0] > 0
+    opened = open_of(adapted)[..., 0] > 0
     assert torch.equal(opened, opened.long().cummax(dim=1).values.bool())  # sticky
     assert 0 < int(opened.sum()) < opened.numel() and not opened[:, 0].any()
     assert torch.equal(after[~opened], expected["mixed"][~opened])
@@ -104,7 +105,7 @@ def test_prefill_and_decoding_equal_one_forward(family, kind):
         if family != "bloom":  # it has none
             options["position_ids"] = places[:, start:stop]
         found = adapted(input_ids=ids[:, start:stop], attention_mask=mask[:, :stop], **options).logits
-        return found, gate_of(adapted).open
+        return found, open_of(adapted)
 
     whole, opened = outputs(0, 12)
     assert 0 < int(opened[real].count_nonzero()) < int(real.sum())
@@ -194,6 +195,7 @@ def test_the_gate_equals_its_definition(decay):
         expected.append(naive_sticky(total > task.height, decay))
         rival = torch.maximum(rival, near)
     expected = torch.cat(expected, dim=-1)
+    assert gate.open is not None
     torch.testing.assert_close(gate.open, expected, rtol=0, atol=1e-6)
     assert {0.0, 1.0} <= set(gate.open.unique().tolist())
     assert bool(((gate.open > 0) & (gate.open < 1)).any()) == (0 < decay < 1)
@@ -277,15 +279,20 @@ def test_two_adapters_with_gates_of_their_own(kind, tmp_path):
 
 
 def test_padding_in_every_form_of_a_mask():
+    def attended(mask):
+        found = attended_tokens(mask, 2, 3)
+        assert found is not None
+        return found
+
     expected = torch.tensor([[True, True, True], [False, True, True]])
     flat = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]])
-    assert torch.equal(attended_tokens(flat, 2, 3), expected)
+    assert torch.equal(attended(flat), expected)
     causal = torch.ones(5, 5).tril().bool() & (flat != 0)[:, None, None, :]
-    assert torch.equal(attended_tokens(causal[:, :, 2:], 2, 3), expected)
+    assert torch.equal(attended(causal[:, :, 2:]), expected)
     added = torch.where(causal, 0.0, torch.finfo(torch.float32).min)
-    assert torch.equal(attended_tokens({"x": None, "y": added[:, :, 2:]}, 2, 3), expected)
+    assert torch.equal(attended({"x": None, "y": added[:, :, 2:]}), expected)
     wide = torch.nn.functional.pad(causal, (0, 4))  # a static cache has room for more
-    assert torch.equal(attended_tokens(wide[:, :, 2:], 2, 3), expected)
+    assert torch.equal(attended(wide[:, :, 2:]), expected)
     window = causal[:, :, 2:, 1:]  # the first key has left the window
-    assert torch.equal(attended_tokens(window, 2, 3), expected)
+    assert torch.equal(attended(window), expected)
     assert attended_tokens(None, 2, 3) is None and attended_tokens({"x": None}, 2, 3) is None

@@ -14,10 +14,10 @@ from gated_models import (
     calibrate_gated,
     end_gated,
     every_kind,
-    gate_of,
     gated,
     gated_config,
     mixed,
+    open_of,
     train_gated,
     trained_gated,
 )
@@ -40,7 +40,7 @@ def test_maps_equal_their_definition():
     logits(adapted, mixed())
     maps = gated_maps(adapted, "default")["model.layers.2.mlp.up_proj"]
     x = torch.randn(6, 12, 32, generator=torch.Generator().manual_seed(0))
-    opened, expected = gate_of(adapted).open, torch.zeros(6, 12, 48)
+    opened, expected = open_of(adapted), torch.zeros(6, 12, 48)
     for row in range(6):
         for t in range(12):
             for number, task in enumerate(maps.task_maps):
@@ -161,7 +161,7 @@ def test_finished_tasks_are_frozen_bit_exactly(kind):
     assert trainable == {f"1.{name}" for name in TRAINED[kind]}
     after = adapted.state_dict()
     assert frozen and all(torch.equal(after[name], t) for name, t in frozen.items())
-    assert float(gate_of(adapted).open[..., 1].max()) > 0  # it speaks on its own rows
+    assert float(open_of(adapted)[..., 1].max()) > 0  # it speaks on its own rows
     assert all(torch.equal(logits(adapted, one), old) for one, old in zip(rows, before, strict=True))
 
 
@@ -256,7 +256,7 @@ def test_half_precision_base_keeps_a_float32_adapter(kind, tmp_path):
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 def test_quantised_base(kind, bits, tmp_path):
     build("llama").save_pretrained(tmp_path)
-    options = {"load_in_4bit": True} if bits == 4 else {"load_in_8bit": True}
+    options: dict[str, Any] = {"load_in_4bit": True} if bits == 4 else {"load_in_8bit": True}
     config = BitsAndBytesConfig(**options)
     base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map={"": "cpu"})
     base.requires_grad_(False)

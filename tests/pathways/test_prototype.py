@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -174,7 +175,7 @@ def test_a_margin_below_zero_keeps_earlier_tasks_silent():
     adapted = adapt(build("llama"), "prototype")
     held = held_out_batches(encoded(30, seed=1), 0.5, "tokens", PAD, 16)
     second = TASKS["second.task"]
-    options = dict(slots=12, held_out=held, kmeans_steps=2)
+    options: dict[str, Any] = dict(slots=12, held_out=held, kmeans_steps=2)
     kept = prototype_addresses(adapted, memories(adapted), second, BACKGROUND, FIRST, **options)
     loose = prototype_addresses(adapted, memories(adapted), second, BACKGROUND, [], **options)
     assert max(float(one.max()) for one in scores(adapted, kept, BACKGROUND).values()) > 0.0

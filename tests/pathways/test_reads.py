@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -38,7 +38,8 @@ def test_counts_do_not_depend_on_padding_and_order(kind, apart):
     ours, theirs = count_reads(model, ROWS), count_reads(model, [wider(rows) for rows in reversed(ROWS)])
     assert ours.total == theirs.total == sum(int(rows.attention_mask.sum()) for rows in ROWS)
     assert ours.tokens == theirs.tokens and all(ours.tokens.values())
-    for one, two in ((ours.slots, theirs.slots), (ours.gates, theirs.gates)):
+    pairs: list[tuple[dict[Any, torch.Tensor], ...]] = [(ours.slots, theirs.slots), (ours.gates, theirs.gates)]
+    for one, two in pairs:
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     assert torch.equal(logits(model), before)
     assert bool(ours.gates) == kind.startswith("gated") and bool(ours.slots) != (kind in WHOLE)
@@ -87,7 +88,7 @@ def test_gates_weigh_a_task_against_earlier_ones():
     for adapter, place in (("default", 1), ("rest", 0)):
         for one in rows:
             logits(model, one)
-            opened.append(cast(PrototypeGate, gates_of(model)[adapter]).open[..., place][one.attention_mask != 0])
+            opened.append(cast(torch.Tensor, gates_of(model)[adapter].open)[..., place][one.attention_mask != 0])
     before, after = torch.cat(opened[:2]), torch.cat(opened[2:])
     assert share == float((before != after).double().mean()) > 0
     assert gate_changes(learned("prototype", FIRST), rows, FIRST, "default", "default") == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from pathway_models import BACKGROUND, TASKS, adapt, batch, build, logits, loss
@@ -12,7 +14,7 @@ from nlft.ops.choice import choose
 from nlft.ops.loss import target_loss
 from nlft.pathways.sparse_memory.model import begin_task, end_task, memories
 from nlft.pathways.sparse_memory.product_key import background_reads, keep_moved, open_tables, product_key_rows
-from nlft.pathways.sparse_memory.tally import RowSGD
+from nlft.pathways.sparse_memory.tally import RowSGD, Tally
 from nlft.types import IGNORE
 
 NAMES = ("model.layers.1.mlp", "model.layers.2.mlp")
@@ -30,7 +32,7 @@ def backward(adapted, rows: Batch) -> None:
 
 
 def counts(adapted) -> list[torch.Tensor]:
-    found = [core.newest.tally.counts.clone() for core in memories(adapted).values()]
+    found = [cast(Tally, core.newest.tally).counts.clone() for core in memories(adapted).values()]
     assert all(int(one.sum()) for one in found)
     return found
 
@@ -117,6 +119,7 @@ def test_the_gradient_of_a_whole_table_is_that_of_compact_rows():
     backward(compact, ROWS)
     for name, table in zip(NAMES, tables, strict=True):
         gradient = memories(compact)[name].newest.values.grad
+        assert gradient is not None and table.grad is not None
         assert gradient.shape == (20, 32) and float(gradient.abs().max()) > 0
         torch.testing.assert_close(table.grad[rows[name]], gradient, rtol=0, atol=1e-7)
 
