@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nlft.cli.argument import Overrides, RecipeName
 
@@ -116,11 +116,8 @@ def _check_methods(recipe: Recipe) -> list[tuple[KeyPath, NlftError]]:
     found: list[tuple[KeyPath, NlftError]] = []
     depth = _depth(recipe)
     for name, method in recipe.methods.items():
-        if method.kind == "sparse_memory" and method.layers is not None and depth:
-            beyond = [layer for layer in method.layers if not 0 <= layer < depth]
-            if beyond:
-                message = f"methods.{name}.layers: {beyond[0]} is no layer of {recipe.base.model!r}."
-                found.append((("methods", name, "layers"), NlftError(message, f"It has 0 to {depth - 1}.")))
+        if depth:
+            found += _check_layers(name, method, depth, recipe.base.model)
         if method.kind == "lora" and not (method.peft_type == "LORA" and set(method.peft) <= KNOWN_FIELDS):
             # Only PEFT knows its fields, and it brings torch with it.
             from nlft.methods import build_method
@@ -131,6 +128,26 @@ def _check_methods(recipe: Recipe) -> list[tuple[KeyPath, NlftError]]:
                     build_method(method)
             except NlftError as error:
                 found.append((("methods", name), error))
+    return found
+
+
+def _check_layers(name: str, method: Any, depth: int, base: str) -> list[tuple[KeyPath, NlftError]]:
+    """Layers that the base does not have, or that a gate cannot serve."""
+    from nlft.errors import NlftError
+
+    layers, gate = getattr(method, "layers", None) or [], getattr(method, "gate", None)
+    behind = 0 if gate is None else gate.place(depth)
+    found: list[tuple[KeyPath, NlftError]] = []
+    for key, chosen in (("gate.layer", [behind]), ("layers", layers)):
+        beyond = [layer for layer in chosen if not 0 <= layer < depth]
+        if beyond:
+            message = f"methods.{name}.{key}: {beyond[0]} is no layer of {base!r}."
+            found.append((("methods", name, *key.split(".")), NlftError(message, f"It has 0 to {depth - 1}.")))
+    early = [layer for layer in layers if 0 <= layer < behind]
+    if early:
+        message = f"methods.{name}.layers: layer {early[0]} lies in front of the gate, which reads the input of layer"
+        error = NlftError(f"{message} {behind}.", "Choose later layers, or an earlier gate.layer.")
+        found.append((("methods", name, "layers"), error))
     return found
 
 

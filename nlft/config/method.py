@@ -54,6 +54,10 @@ class GateConfig(Section):
     """How much of an open gate is left one token later: 1 keeps it open for the rest of the row, 0 opens it for a
     token alone."""
 
+    def place(self, depth: int) -> int:
+        """The layer whose input the gate reads, in a base of so many layers."""
+        return max(1, depth // 4) if self.layer is None else self.layer
+
     @model_validator(mode="before")
     @classmethod
     def kind_alone(cls, value: Any) -> Any:

@@ -103,6 +103,21 @@ class CmsConfig(LevelFields):
             raise ValueError("`init: pretrained` gives every block one level; it has no variant and no online_chunk")
         if self.variant == "nested" and (len(self.periods) < 2 or self.slowness != "period"):
             raise ValueError("`variant: nested` needs two periods or more, and `slowness: period`")
+        if self.variant == "nested" and not self.consolidation:
+            raise ValueError(
+                "with `variant: nested` a faster level starts again from a state that nothing would move; set"
+                " `consolidation` above 0, such as 0.5"
+            )
+        if self.consolidation and self.init == "pretrained":
+            raise ValueError(
+                "with `init: pretrained` the levels are different blocks, which cannot take over from each other; leave"
+                " `consolidation` away"
+            )
+        if self.consolidation and (self.slowness == "rate" or len(self.periods) < 2):
+            raise ValueError(
+                "`consolidation` happens at the boundary of a slower level, and there is none; give two periods or more"
+                " and no `slowness: rate`, or leave it away"
+            )
         if self.retention and not self.gate:
             raise ValueError("`retention` belongs to a gate; add `gate: prototype`")
         return self

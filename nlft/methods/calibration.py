@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nlft.base import FrozenBase, decoder_layers
@@ -12,9 +12,10 @@ from nlft.data.batch import Batch, in_batches
 from nlft.data.template import Encoded
 from nlft.methods.protocol import TaskContext
 from nlft.ops.risk import allowance
-from nlft.pathways.evidence import begin_gate, calibrate_gate
+from nlft.pathways.evidence import begin_gate, calibrate_gate, let_through
 from nlft.pathways.gate import gate_module
 from nlft.pathways.prototype import held_out_batches, hold_out
+from nlft.pathways.provenance import note_background
 
 CALIBRATION_BATCH = 64
 """Rows of a calibration forward pass."""
@@ -104,13 +105,34 @@ def place_gate(model: Any, config: GateConfig, parts: Parts, context: TaskContex
     )
 
 
+def begin_gated_task(
+    model: Any, config: Any, context: TaskContext, begin_task: Callable[[Any, str, int], None]
+) -> TaskContext:
+    """Calibrates the gate for a task, and adds the task's part behind it.
+
+    Args:
+        config: section of a recipe with `gate`, `retention` and `replay`.
+        begin_task: adds the part, given the model, the task's name and a seed.
+
+    Returns:
+        The context with the background rows that replay may draw from: where the gate is shut the part is off, and
+        there is nothing to unlearn.
+    """
+    parts = split_context(context, retention_of(config))
+    place_gate(model, config.gate, parts, context)
+    begin_task(model, context.name, context.seed)
+    note_background(model.peft_config["default"], context.background)
+    rows = parts.background_rows
+    if config.replay is not None and config.replay.source == "background":
+        rows = let_through(model, "default", rows, context.pad_id, CALIBRATION_BATCH)
+    return replace(context, background=rows)
+
+
 def gate_fields(config: GateConfig | None, base: FrozenBase) -> dict[str, Any]:
     """Fields of a pathway's PEFT config that describe its gate."""
     if config is None:
         return {"gate_layer": None}
-    depth = len(decoder_layers(base.model)[1])
-    layer = max(1, depth // 4) if config.layer is None else config.layer
-    return {"gate_layer": layer, "gate_decay": config.decay}
+    return {"gate_layer": config.place(len(decoder_layers(base.model)[1])), "gate_decay": config.decay}
 
 
 def batches(rows: Sequence[Encoded], pad_id: int) -> list[Batch]:

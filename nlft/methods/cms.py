@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,15 @@ from torch import nn
 
 import nlft
 from nlft.base import FrozenBase
-from nlft.config import CmsConfig, RetentionConfig
+from nlft.config import CmsConfig
 from nlft.config.pathway import LevelFields
-from nlft.errors import NlftError
-from nlft.methods.calibration import CALIBRATION_BATCH, gate_fields, place_gate, split_context
+from nlft.methods.calibration import begin_gated_task, gate_fields
 from nlft.methods.protocol import TaskContext
 from nlft.methods.replay import Trainable
 from nlft.optim.build import build_optimizer
 from nlft.optim.multi_timescale import MultiTimescale
 from nlft.pathways.cms.config import CmsPeftConfig
 from nlft.pathways.cms.model import begin_task, end_task, levels_of
-from nlft.pathways.evidence import let_through
-from nlft.pathways.provenance import note_background
 
 Levels = list[dict[str, nn.Parameter]]
 
@@ -36,12 +32,10 @@ class Cms(Trainable):
     def __init__(self, config: CmsConfig) -> None:
         super().__init__(config)
         self.config = config
-        self.retention = config.retention or RetentionConfig()
         self.clock: MultiTimescale | None = None
         """The optimiser of the task that is trained."""
         self.seed = 0
         """Of the task that is trained."""
-        check_consolidation(config)
 
     def attach(self, base: FrozenBase, seed: int) -> nn.Module:
         """Inserts the levels, drawn from `seed`; behind a gate none yet. The logits stay bit-equal to the base's."""
@@ -68,15 +62,7 @@ class Cms(Trainable):
         if self.config.gate is None:
             super().begin_task(model, context)
             return
-        parts = split_context(context, self.retention)
-        place_gate(model, self.config.gate, parts, context)
-        begin_task(model, context.name, context.seed)
-        note_background(model.peft_config["default"], context.background)  # pyright: ignore
-        rows = parts.background_rows
-        if self.config.replay is not None and self.config.replay.source == "background":
-            # Where the gate is shut the levels are off, and there is nothing to unlearn.
-            rows = let_through(model, "default", rows, context.pad_id, CALIBRATION_BATCH)
-        super().begin_task(model, replace(context, background=rows))
+        super().begin_task(model, begin_gated_task(model, self.config, context, begin_task))
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """The recipe's optimiser with a group of parameters for each level, which moves at the level's period."""
@@ -153,29 +139,3 @@ def dealt(levels: Levels, seed: int) -> Levels:
         for level, tensors in zip(order, held.values(), strict=True):
             found[level].update(tensors)
     return found
-
-
-def check_consolidation(config: CmsConfig) -> None:
-    """Refuses consolidation between levels that have nothing to hand over.
-
-    Raises:
-        NlftError: naming the key.
-    """
-    if config.variant == "nested" and not config.consolidation:
-        raise NlftError(
-            "consolidation: with `variant: nested` a faster level starts again from a state that nothing would move.",
-            "Set consolidation above 0, such as 0.5.",
-        )
-    if not config.consolidation:
-        return
-    if config.init == "pretrained":
-        raise NlftError(
-            "consolidation: with `init: pretrained` the levels are different blocks, which cannot take over from each"
-            " other.",
-            "Leave consolidation away, or use `init: zero`.",
-        )
-    if config.slowness == "rate" or len(config.periods) < 2:
-        raise NlftError(
-            "consolidation: it happens at the boundary of a slower level, and there is none.",
-            "Leave consolidation away, or give two periods or more and `slowness: period`.",
-        )

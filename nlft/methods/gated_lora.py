@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,13 @@ from torch import nn
 
 import nlft
 from nlft.base import FrozenBase
-from nlft.config import GateConfig, LoraConfig, RetentionConfig
+from nlft.config import LoraConfig
 from nlft.errors import NlftError
-from nlft.methods.calibration import CALIBRATION_BATCH, gate_fields, place_gate, split_context
+from nlft.methods.calibration import begin_gated_task, gate_fields
 from nlft.methods.protocol import TaskContext
 from nlft.methods.replay import Trainable
-from nlft.pathways.evidence import let_through
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.gated_lora.model import begin_task, end_task
-from nlft.pathways.provenance import note_background
 
 FIELDS = ("r", "lora_alpha", "target_modules")
 """Fields of LoRA's config that mean something behind a gate."""
@@ -33,8 +30,6 @@ class GatedLora(Trainable):
     def __init__(self, config: LoraConfig) -> None:
         super().__init__(config)
         self.config = config
-        self.gate = config.gate or GateConfig()
-        self.retention = config.retention or RetentionConfig()
         odd = sorted(set(config.peft) - set(FIELDS))
         if odd or config.peft_type != "LORA":
             what = f"peft.{odd[0]}" if odd else f"peft_type {config.peft_type!r}"
@@ -51,22 +46,14 @@ class GatedLora(Trainable):
             layers_to_transform=self.config.layers,
             base_fingerprint=base.fingerprint,
             nlft_version=nlft.__version__,
-            **gate_fields(self.gate, base),
+            **gate_fields(self.config.gate, base),
             **settings,
         )
         return get_peft_model(base.model, peft_config).eval()
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> None:
         """Calibrates the gate for the task and adds maps to train."""
-        parts = split_context(context, self.retention)
-        place_gate(model, self.gate, parts, context)
-        begin_task(model, context.name, context.seed)
-        note_background(model.peft_config["default"], context.background)  # pyright: ignore
-        rows = parts.background_rows
-        if self.config.replay is not None and self.config.replay.source == "background":
-            # Where the gate is shut the maps are off, and there is nothing to unlearn.
-            rows = let_through(model, "default", rows, context.pad_id, CALIBRATION_BATCH)
-        super().begin_task(model, replace(context, background=rows))
+        super().begin_task(model, begin_gated_task(model, self.config, context, begin_task))
 
     def end_task(self, model: nn.Module) -> None:
         """Freezes the task's maps."""

@@ -233,3 +233,13 @@ def chosen_blocks(blocks: list[str], layers: list[int] | int | None) -> set[str]
             f"Choose from 0 to {len(blocks) - 1}.",
         )
     return {blocks[index] for index in indices}
+
+
+def cores_of(model: Any, layer: type[PathwayLayer], adapter: str) -> dict[str, Any]:
+    """The memories of one adapter by module, of the kind that stands in such layers."""
+    root = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return {
+        name: module.cores[adapter]
+        for name, module in root.named_modules()
+        if isinstance(module, layer) and adapter in module.cores
+    }

@@ -148,6 +148,10 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], args: tup
         ("methods.lora.peft.rank=3", "methods.lora: LoraConfig has no field 'rank'"),
         ("methods.lora.peft_type=LORAX", "peft_type 'LORAX' is no PEFT method"),
         ("methods.m={kind: sparse_memory, lr: 1, layers: [9]}", "methods.m.layers: 9 is no layer of 'builtin:tiny'"),
+        ("methods.m={kind: hope, lr: 1, layers: [6]}", "methods.m.layers: 6 is no layer of 'builtin:tiny'"),
+        ("methods.m={kind: cms, lr: 1, gate: {layer: 8}}", "methods.m.gate.layer: 8 is no layer of 'builtin:tiny'"),
+        ("methods.m={kind: cms, lr: 1, gate: {layer: 2}, layers: [1, 2]}", "layer 1 lies in front of the gate"),
+        ("methods.m={kind: cms, lr: 1, variant: nested}", "set `consolidation` above 0"),
     ],
 )
 def test_validate_refuses_what_train_refuses(capsys: pytest.CaptureFixture[str], override: str, said: str) -> None:

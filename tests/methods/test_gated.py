@@ -16,7 +16,7 @@ from nlft.data.template import Encoded
 from nlft.errors import NlftError
 from nlft.measure.items import read_items, read_runs
 from nlft.methods import build_method
-from nlft.methods.calibration import split_context
+from nlft.methods.calibration import retention_of, split_context
 from nlft.methods.gated_lora import GatedLora
 from nlft.methods.lora import Lora
 from nlft.methods.protocol import TaskContext
@@ -105,7 +105,7 @@ def test_which_method_a_section_builds() -> None:
 
 def test_all_tasks_share_the_budget_and_the_halves_of_the_background() -> None:
     rows = [Encoded([1, 2, 3], [1, 2, 3], 0, cluster=str(i // 2)) for i in range(40)]
-    config = GatedLora(LoraConfig(kind="lora", lr=1, gate=GateConfig(), retention="8%")).retention  # pyright: ignore
+    config = retention_of(LoraConfig(kind="lora", lr=1, gate=GateConfig(), retention="8%"))  # pyright: ignore
 
     def context(name: str) -> TaskContext:
         return TaskContext(name, rows[:4], rows[4:6], rows, number=1, n_tasks=4, batch_size=2, pad_id=0, seed=len(name))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nlft.pathways.cms.levels import RMS_EPSILON, Delta, Levels, rms
+from nlft.pathways.cms.online import OnlineLevels
 
 VARIANTS = ("headwise", "sequential", "nested")
 
@@ -102,7 +103,7 @@ def test_half_precision_inputs_are_computed_in_float32(module):
     assert module(x).dtype == torch.float32 and torch.equal(module(x), module(x.float()))
 
 
-@pytest.mark.parametrize("module", [Levels(6, 3, 2), Delta(6, 6, 3, level=0)])
+@pytest.mark.parametrize("module", [Levels(6, 3, 2), Delta(6, 6, 3, level=0), OnlineLevels(6, 3, 2, chunk=4)])
 def test_freezing_keeps_names_and_values(module):
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     module.freeze()

@@ -10,39 +10,15 @@ import math
 from typing import Literal
 
 import torch
-from torch import nn
 from torch.nn import functional
+
+from nlft.pathways.part import TaskPart
 
 Variant = Literal["headwise", "sequential", "nested"]
 RMS_EPSILON = 1e-6
 
 
-class FreezableTensors(nn.Module):
-    """A module whose tensors are parameters while they are trained and buffers afterwards."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        """Of its tensors."""
-
-    def hold(self, tensors: dict[str, torch.Tensor], trainable: bool) -> None:
-        """Registers the tensors."""
-        self.names += tensors
-        for name, tensor in tensors.items():
-            if trainable:
-                self.register_parameter(name, nn.Parameter(tensor))
-            else:
-                self.register_buffer(name, tensor)
-
-    def freeze(self) -> None:
-        """Turns the parameters into buffers under the same names."""
-        for name in self.names:
-            tensor = getattr(self, name).detach()
-            delattr(self, name)
-            self.register_buffer(name, tensor)
-
-
-class Levels(FreezableTensors):
+class Levels(TaskPart):
     """Residual MLPs side by side or in a chain: [..., D] to what they add, [..., D] float32 (float64 if they are).
 
     With A_l [R, D] (named `A0`, `A1` …), B_l [D, R] and the activation silu:
@@ -108,7 +84,7 @@ class Levels(FreezableTensors):
             return added * self.scale
 
 
-class Delta(FreezableTensors):
+class Delta(TaskPart):
     """A low-rank change of one pretrained linear map, `s * B A` with A [R, D_in] and B [D_out, R], zero at first.
 
     Section 7.3 of the paper takes a set of pretrained MLP blocks as the levels of one memory: each block belongs to

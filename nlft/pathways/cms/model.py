@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nlft.base import decoder_layers, find_blocks
 from nlft.errors import NlftError
-from nlft.pathways.block import PathwayModel, chosen_blocks
+from nlft.pathways.block import PathwayModel, chosen_blocks, cores_of
 from nlft.pathways.cms.config import CmsPeftConfig
 from nlft.pathways.cms.layer import NO_MERGE_OF_DELTAS, CmsCore, CmsLayer
 from nlft.pathways.gate import check_behind_gate, layer_behind_gate
@@ -124,12 +124,7 @@ def last_map(block: nn.Module, name: str, width: int) -> str:
 
 def cms_cores(model: Any, adapter: str = "default") -> dict[str, CmsCore]:
     """The levels of one adapter by module."""
-    root = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return {
-        name: cast(CmsCore, module.cores[adapter])
-        for name, module in root.named_modules()
-        if isinstance(module, CmsLayer) and adapter in module.cores
-    }
+    return cores_of(model, CmsLayer, adapter)
 
 
 def levels_of(model: nn.Module, adapter: str = "default") -> list[dict[str, nn.Parameter]]:

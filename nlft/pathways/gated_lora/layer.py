@@ -11,9 +11,10 @@ from torch import nn
 from nlft.pathways.block import PathwayLayer
 from nlft.pathways.gate import PrototypeGate
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
+from nlft.pathways.part import TaskPart
 
 
-class TaskMap(nn.Module):
+class TaskMap(TaskPart):
     """The low-rank map of one task, `B A` with A [R, D_in] and B [D_out, R] (Hu et al. 2021).
 
     Both are parameters while the task is trained and buffers afterwards.
@@ -24,18 +25,7 @@ class TaskMap(nn.Module):
 
     def __init__(self, A: torch.Tensor, B: torch.Tensor, trainable: bool) -> None:
         super().__init__()
-        for name, tensor in (("A", A), ("B", B)):
-            if trainable:
-                self.register_parameter(name, nn.Parameter(tensor))
-            else:
-                self.register_buffer(name, tensor)
-
-    def freeze(self) -> None:
-        """Turns the parameters into buffers under the same names."""
-        for name in ("A", "B"):
-            tensor = getattr(self, name).detach()
-            delattr(self, name)
-            self.register_buffer(name, tensor)
+        self.hold({"A": A, "B": B}, trainable)
 
 
 class GatedMaps(nn.Module):

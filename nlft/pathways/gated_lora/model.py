@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nlft.base import decoder_layers, find_blocks
 from nlft.errors import NlftError
-from nlft.pathways.block import PathwayModel, chosen_blocks
+from nlft.pathways.block import PathwayModel, chosen_blocks, cores_of
 from nlft.pathways.gate import check_behind_gate, layer_behind_gate
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.gated_lora.layer import GatedLoraLayer, GatedMaps
@@ -64,12 +64,7 @@ def sees_every_token(layer: nn.Module, name: str) -> bool:
 
 def gated_maps(model: Any, adapter: str) -> dict[str, GatedMaps]:
     """The maps of one adapter by module."""
-    root = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return {
-        name: cast(GatedMaps, module.cores[adapter])
-        for name, module in root.named_modules()
-        if isinstance(module, GatedLoraLayer) and adapter in module.cores
-    }
+    return cores_of(model, GatedLoraLayer, adapter)
 
 
 def begin_task(model: Any, name: str, seed: int, adapter: str = "default") -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import nn
 
 from nlft.base import find_blocks
-from nlft.pathways.block import PathwayModel, chosen_blocks
+from nlft.pathways.block import PathwayModel, chosen_blocks, cores_of
 from nlft.pathways.hope.config import HopePeftConfig
 from nlft.pathways.hope.layer import HopeCore, HopeLayer
 
@@ -34,12 +34,7 @@ class HopeModel(PathwayModel):
 
 def hope_cores(model: Any, adapter: str = "default") -> dict[str, HopeCore]:
     """The memories of one adapter by block."""
-    root = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return {
-        name: cast(HopeCore, module.cores[adapter])
-        for name, module in root.named_modules()
-        if isinstance(module, HopeLayer) and adapter in module.cores
-    }
+    return cores_of(model, HopeLayer, adapter)
 
 
 def levels_of(model: nn.Module, adapter: str = "default") -> list[dict[str, nn.Parameter]]:

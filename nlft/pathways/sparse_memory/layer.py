@@ -13,11 +13,12 @@ from nlft.ops.keys import whitened
 from nlft.ops.slots import half_scores, product_read, product_topk, prototype_scores
 from nlft.pathways.block import PathwayLayer
 from nlft.pathways.gate import LARGEST_KEY_WIDTH, PrototypeGate
+from nlft.pathways.part import TaskPart
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.sparse_memory.tally import Tally
 
 
-class TaskSlots(nn.Module):
+class TaskSlots(TaskPart):
     """The slots of one task: what addresses them (buffers) and their values [M, D].
 
     With `inputs` [M, K] every slot is a hidden unit of its own: what it says depends on the query that reads it.
@@ -35,29 +36,17 @@ class TaskSlots(nn.Module):
 
     def __init__(self, address: dict[str, torch.Tensor], learned: dict[str, torch.Tensor], trainable: bool) -> None:
         super().__init__()
-        self.learned = tuple(learned)
         self.tally: Tally | None = None
         for name, tensor in address.items():
             self.register_buffer(name, tensor)
         if "keys" in address:
             self.register_buffer("shift", torch.zeros((), device=address["keys"].device))
-        for name, tensor in learned.items():
-            if trainable:
-                self.register_parameter(name, nn.Parameter(tensor))
-            else:
-                self.register_buffer(name, tensor)
+        self.hold(learned, trainable)
 
     @property
     def slots(self) -> int:
         """M."""
         return len(self.values)
-
-    def freeze(self) -> None:
-        """Turns what was learned into buffers under the same names."""
-        for name in self.learned:
-            tensor = getattr(self, name).detach()
-            delattr(self, name)
-            self.register_buffer(name, tensor)
 
 
 class SparseMemory(nn.Module):
