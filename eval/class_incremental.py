@@ -129,31 +129,23 @@ def write_recipe(
         task: dict[str, Any] = {"name": group}
         for split, records in (("train", train), ("test", test)):
             rows = [
-                {"prompt": record["text"].strip(), "completion": tokens[record["label"]]}
+                {"prompt": record["text"].strip() + "\n", "completion": tokens[record["label"]]}
                 for record in records
                 if record["group"] == group
             ]
             path = folder / f"{group.replace(' ', '-')}-{split}.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            task[split] = {"path": str(path), "join": "\n"}
+            task[split] = {"path": str(path), "join": ""}
         tasks.append(task)
     replay = {"source": "tasks", "ratio": 0.25}
     methods: dict[str, Any] = {
-        "full": {"kind": "full", "lr": [3e-4, 1e-3]},
-        "lora": {"kind": "lora", "lr": [3e-3, 1e-2]},
-        "full-replay": {"kind": "full", "lr": [3e-4, 1e-3], "replay": replay},
+        "full": {"kind": "full", "lr": [1e-3, 3e-3]},
+        "lora": {"kind": "lora", "lr": [1e-2, 3e-2]},
+        "full-replay": {"kind": "full", "lr": [1e-3], "replay": replay},
         "lora-replay": {"kind": "lora", "lr": [1e-2], "replay": replay},
-        "cms": {"kind": "cms", "periods": [1, 4, 16], "rank": 24, "lr": [3e-3, 1e-2]},
-        "cms-all-1": {"kind": "cms", "periods": [1, 1, 1], "rank": 24, "lr": [3e-3]},
+        "cms": {"kind": "cms", "periods": [1, 4, 16], "rank": 24, "lr": [1e-2, 3e-2]},
         "cms-replay": {"kind": "cms", "periods": [1, 4, 16], "rank": 24, "lr": [1e-2], "replay": replay},
-        "hope": {
-            "kind": "hope",
-            "layers": [1, 2],
-            "heads": 1,
-            "head_width": 64,
-            "periods": [1, 4, 16],
-            "lr": [3e-3, 1e-2],
-        },
+        "hope": {"kind": "hope", "layers": [1, 2], "heads": 1, "head_width": 64, "periods": [1, 4, 16], "lr": [1e-2]},
     }
     if options.background is not None:
         gate = {"gate": {"layer": 1}, "retention": "20%"}

@@ -46,6 +46,7 @@ RATES = {
     "facts": {"hope": (1e-2, 2e-2), "lora": (3e-3, 1e-2)},
     "needle": {"hope": (3e-3, 1e-2), "lora": (3e-3, 1e-2)},
 }
+HOPE: dict[str, Any] = {"layers": [0, 1, 2], "heads": 1, "head_width": 128, "chunk": 32}
 QUESTIONS, DIGITS = 8, 3
 
 
@@ -65,12 +66,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rows", type=int, default=48, help="test rows of each size")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hope", type=json.loads, default={}, help="other fields of the Hope config, as JSON")
+    parser.add_argument("--only", action="store_true", help="Hope alone, without its rivals")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     console = Console(width=120)
     make = {"facts": facts, "needle": needle}[options.task]
     results = []
-    for name, kind, cut in (("hope, cut", "hope", True), ("LoRA, whole", "lora", False), ("LoRA, cut", "lora", True)):
+    models = [("hope, cut", "hope", True), ("LoRA, whole", "lora", False), ("LoRA, cut", "lora", True)]
+    for name, kind, cut in models[:1] if options.only else models:
         fits = [train(options, make, kind, cut, lr, console) for lr in RATES[options.task][kind]]
         best = max(fits, key=lambda fit: fit.validation)
         results.append(Result(name, best.lr, best.validation, test(options, make, best), best.loss))
@@ -192,7 +196,7 @@ def train(options: Any, make: Maker, kind: str, cut: bool, lr: float, console: C
     base = base_model(cut)
     size = TRAINED_AT[options.task]
     config: Any = (
-        HopeConfig(kind="hope", lr=lr, layers=[0, 1, 2], heads=1, head_width=128, chunk=32)
+        HopeConfig(kind="hope", lr=lr, **{**HOPE, **options.hope})
         if kind == "hope"
         else LoraConfig(kind="lora", lr=lr, peft={"r": 16, "target_modules": "all-linear"})
     )

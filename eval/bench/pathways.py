@@ -93,9 +93,7 @@ def main() -> None:
         )
     console = Console(width=140)
     console.print(table)
-    console.print(
-        "Rows below the first give what is added to it. Weights that are kept, not only those that are trained."
-    )
+    console.print("Rows below the first give what is added to it; weights are all numbers that are kept.")
 
 
 def passed(core: Any, keeper: Any, x: torch.Tensor, states: Any) -> Any:
