@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -93,10 +95,17 @@ _work: Work | None = None
 
 
 def set_up(work: Work, threads: int) -> None:
-    """Prepares a worker process."""
+    """Prepares a worker process, which ends with the process that began it: nobody would take its results."""
     global _work
+    threading.Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     torch.set_num_threads(threads)
     _work = work
+
+
+def end_with(parent: Any) -> None:
+    """Ends this process as soon as its parent has ended, however that came about."""
+    parent.join()
+    os._exit(1)
 
 
 def run_apart(cell: Cell) -> Ended:

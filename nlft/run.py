@@ -22,13 +22,13 @@ from nlft.events import Events
 from nlft.measure.items import write_items, write_runs
 from nlft.measure.score import score
 from nlft.methods import build_method
-from nlft.methods.protocol import TaskContext
+from nlft.methods.protocol import Method, TaskContext
 from nlft.prepare import Prepared, prepare
 from nlft.recipes import dump_recipe
 from nlft.report import write_report
 from nlft.stage import Stage, check_inputs, read_stages, save_stage, undamaged
 from nlft.train import train_stage
-from nlft.types import Condition, Item
+from nlft.types import Condition, Evaluation, Item
 from nlft.witness import describe_run, logits_digest, off_digest, stored_bytes
 
 
@@ -139,7 +139,10 @@ def run_method(
         learner.end_task(model)
         cost = replace(cost, preparing=preparing + time.perf_counter() - begun)
         begun = time.perf_counter()
-        scores = measure(model, base, recipe, prepared, stage, "on")
+        last = stage == len(domains.tasks)
+        scores = []
+        for condition in ("on", *(recipe.measure.conditions if last else ())):
+            scores += measure(model, base, recipe, prepared, stage, condition, learner)
         now = time.perf_counter()
         stages.append(Stage(task.name, scores, cost, now - begun, now - saved))
         save_stage(out, stage, stages[-1], {}, partial(learner.save, model))
@@ -160,6 +163,7 @@ def run_method(
     row = describe_run(recipe, name, base, costs, sum(stage.eval_s for stage in stages), wall_s)
     row |= {
         "run_id": out.name,
+        "told_task": learner.told_task,
         "base_unchanged": unchanged,
         "off_equals_base": off_equals_base,
         "stored_bytes": stored_bytes(out / "stages" / str(len(domains.tasks)) / "model"),
@@ -186,13 +190,19 @@ def run_method(
 
 
 def measure(
-    model: Any, base: FrozenBase, recipe: Recipe, prepared: Prepared, stage: int, condition: Condition
+    model: Any,
+    base: FrozenBase,
+    recipe: Recipe,
+    prepared: Prepared,
+    stage: int,
+    condition: Condition,
+    learner: Method | None = None,
 ) -> list[Item]:
-    """Scores every evaluation of a recipe at one stage."""
-    items = []
-    for evaluation in prepared.domains.evaluations:
-        items += score(
-            model,
+    """Scores every evaluation of a recipe at one stage, as the method wants it if one is given."""
+
+    def ask(network: Any, evaluation: Evaluation) -> list[Item]:
+        return score(
+            network,
             base.tokenizer,
             evaluation,
             stage=stage,
@@ -202,6 +212,10 @@ def measure(
             max_new_tokens=recipe.measure.max_new_tokens,
             too_long=prepared.too_long[evaluation.column],
         )
+
+    items = []
+    for evaluation in prepared.domains.evaluations:
+        items += learner.score(model, evaluation, condition, ask) if learner else ask(model, evaluation)
     return items
 
 

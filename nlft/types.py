@@ -12,7 +12,8 @@ from typing import Literal
 
 Role = Literal["task", "probe"]
 Split = Literal["test", "seen"]
-Condition = Literal["base", "off", "on"]
+Condition = str
+"""Under what a model was scored; `measure/condition.py` lists the words."""
 
 IGNORE = -100
 """Label of a position that is no target (the value that torch's cross entropy skips)."""

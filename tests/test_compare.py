@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -20,6 +23,7 @@ from nlft.data.domain import load_domains
 from nlft.errors import NlftError
 from nlft.executor import Work, run_cells
 from nlft.measure.items import read_items, read_runs
+from nlft.recipes import dump_recipe
 
 SMALL = {
     "full": {"kind": "full", "lr": [1e-4, 1e-3]},
@@ -82,6 +86,20 @@ def test_the_cells_of_a_killed_process_run_again(recipe: Callable[..., Any], tmp
     thread.join()
     assert killed
     assert sorted((end.cell.name, end.problem) for end in ended) == sorted((cell.name, "") for cell in cells)
+
+
+def test_cells_end_with_the_process_that_began_them(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(dump_recipe(recipe(methods=SMALL, train={"steps": 5000, "batch_size": 8})))
+    command = [sys.executable, "-m", "nlft", "compare", "r.yaml", "--jobs", "2", "--out", "c"]
+    parent = psutil.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not len(list((tmp_path / "c" / "cells").glob("*"))) == 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    workers = [child for child in parent.children() if "spawn_main" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
 
 
 def test_a_diverged_cell_is_a_row(recipe: Callable[..., Any], tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ CHEAP = (
     "errors.py",
     "hub.py",
     "config/__init__.py",
+    "config/compare.py",
+    "config/measure.py",
     "config/method.py",
     "config/optimizer.py",
     "config/pathway.py",

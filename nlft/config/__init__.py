@@ -6,6 +6,8 @@ A recipe is one YAML file. Unknown keys are errors; every error of a recipe is r
 
 from __future__ import annotations
 
+from nlft.config.compare import CompareConfig
+from nlft.config.measure import MeasureConfig
 from nlft.config.method import (
     FullConfig,
     GateConfig,
@@ -18,8 +20,6 @@ from nlft.config.method import (
 from nlft.config.optimizer import OptimizerConfig
 from nlft.config.pathway import CmsConfig, HopeConfig, LevelFields, SparseMemoryConfig
 from nlft.config.recipe import (
-    CompareConfig,
-    MeasureConfig,
     Method,
     Recipe,
     SeedConfig,

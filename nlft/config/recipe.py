@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from nlft.config.compare import CompareConfig
+from nlft.config.measure import MeasureConfig
 from nlft.config.method import FullConfig, LoraConfig
 from nlft.config.pathway import CmsConfig, HopeConfig, SparseMemoryConfig
 from nlft.config.section import NAME, Section
@@ -50,24 +52,6 @@ class TrainConfig(Section):
     """Recompute activations in the backward pass to save memory."""
     seeds: SeedConfig = SeedConfig()
     """Seeds of one run; `compare.seeds` moves all three."""
-
-
-class MeasureConfig(Section):
-    """Scoring."""
-
-    batch_size: int = Field(default=64, ge=1)
-    """Rows a forward pass."""
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    """Longest generated answer; the longest reference and four more tokens when empty."""
-
-
-class CompareConfig(Section):
-    """Which runs a comparison makes: methods × learning rates × seeds × orders."""
-
-    seeds: list[int] = Field(default=[0], min_length=1)
-    """Each is added to `train.seeds`."""
-    orders: list[list[str]] | None = None
-    """Task orders by name; the recipe's order when empty."""
 
 
 class Recipe(Section):

@@ -42,6 +42,7 @@ def account_of(
         "method": row["method"],
         "kind": row["kind"],
         "replay": bool(method_config(row).get("replay")),
+        "told_task": bool(row["told_task"]),
         "lr": row["lr"],
         "seed": row["seed"],
         "order": list(row["order"] or []),

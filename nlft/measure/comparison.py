@@ -48,6 +48,7 @@ def compare_methods(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "method": method,
                 "kind": group[0]["kind"],
                 "replay": group[0]["replay"],
+                "told_task": group[0]["told_task"],
                 "lr": lr,
                 "best": False,
                 "n_runs": len(group),

@@ -65,10 +65,23 @@ RUNS_SCHEMA = pa.schema(
         ("config", pa.string()),
         ("created_at", pa.string()),
         ("status", pa.string()),
+        ("setting", pa.string()),
+        ("told_task", pa.bool_()),
+        ("cell", pa.string()),
+        ("optimizer_bytes", pa.int64()),
+        ("replay_bytes", pa.int64()),
+        ("regulariser_bytes", pa.int64()),
+        ("task_bytes", pa.list_(pa.int64())),
+        ("peak_rss", pa.int64()),
+        ("latency_ratio", pa.float64()),
+        ("overlap", pa.string()),
     ]
 )
 """Columns of `runs.parquet`. `versions` and `config` (the method's part of the recipe) are JSON; bytes and
-seconds are as named; `status` is "ok" or "failed: " and the reason."""
+seconds are as named; `status` is "ok" or "failed: " and the reason. `setting` is "sequence" (null stands for it), or
+"single" or "multitask" for a run that is an upper bound. `told_task`: the method is told each row's task. `cell` is
+the content address of the run. Columns from `setting` on are null in tables of version 0.1."""
+ADDED = RUNS_SCHEMA.names[RUNS_SCHEMA.get_field_index("setting") :]
 
 FIELDS = tuple(field.name for field in fields(Item))
 
@@ -175,7 +188,10 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
         raise DataError(f"There is no {path.name} in {path.parent}.", "Give the folder of a run or a comparison.")
     try:
         with pq.ParquetFile(path) as file:
-            return file.read().select(schema.names).cast(schema)
+            table = file.read()
+        for name in (name for name in ADDED if name in schema.names and name not in table.column_names):
+            table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
+        return table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, KeyError) as error:
         raise DataError(
             f"{path} is no table of {path.stem} ({str(error).splitlines()[0]}).",

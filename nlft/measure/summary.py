@@ -39,6 +39,7 @@ import yaml
 
 from nlft.errors import DataError
 from nlft.measure.account import account_of
+from nlft.measure.bounds import bounds_of
 from nlft.measure.comparison import compare_methods, frontiers
 from nlft.measure.continual import DEFINITIONS
 from nlft.measure.frontier import ceilings
@@ -46,6 +47,7 @@ from nlft.measure.items import read_run_items, read_runs
 from nlft.measure.matrix import Column, build_matrix, columns_of
 from nlft.measure.outcome import outcome
 from nlft.measure.unit import pick_unit
+from nlft.measure.where import where_of
 
 SCHEMA = "nlft.forgetting/1"
 WORDS = {
@@ -89,7 +91,11 @@ def summarise(folder: Path) -> dict[str, Any]:
         row["run_id"]: build_matrix(items.get(row["run_id"], []), columns, len(row["order"] or tasks)) for row in rows
     }
     ceiling = ceilings([matrices[row["run_id"]] for row in rows if row["status"] == "ok"], columns)
-    runs = [account_of(row, items.get(row["run_id"], []), columns, matrices[row["run_id"]], ceiling) for row in rows]
+    runs = [
+        account_of(row, items.get(row["run_id"], []), columns, matrices[row["run_id"]], ceiling)
+        for row in rows
+        if (row["setting"] or "sequence") == "sequence"
+    ]
     methods = compare_methods(runs)
     summary = {
         "schema": SCHEMA,
@@ -109,6 +115,8 @@ def summarise(folder: Path) -> dict[str, Any]:
         "runs": runs,
         "methods": methods,
         "frontier": {moment: frontiers(methods, runs, moment) for moment in ("now", "end")},
+        "bounds": bounds_of(rows, matrices, columns),
+        "where": [found for row in rows if (found := where_of(row, items.get(row["run_id"], []), columns))],
         "recipe": text,
     }
     summary = plain(summary)

@@ -27,8 +27,6 @@ Levels = list[dict[str, nn.Parameter]]
 class Cms(Trainable):
     """Every task trains all levels, each at its period; behind a gate every task has levels of its own."""
 
-    changes_base = False
-
     def __init__(self, config: CmsConfig) -> None:
         super().__init__(config)
         self.config = config
@@ -43,13 +41,10 @@ class Cms(Trainable):
         peft_config = CmsPeftConfig(
             task_type=TaskType.CAUSAL_LM,
             layers_to_transform=config.layers,
-            variant=config.variant,
-            periods=list(config.periods),
             r=config.rank,
-            init=config.init,
-            online_chunk=config.online_chunk,
             base_fingerprint=base.fingerprint,
             nlft_version=nlft.__version__,
+            **config.model_dump(include=set(CmsPeftConfig.__dataclass_fields__)),
             **gate_fields(config.gate, base),
         )
         with torch.random.fork_rng():

@@ -25,8 +25,6 @@ FIELDS = ("r", "lora_alpha", "target_modules")
 class GatedLora(Trainable):
     """A gate and low-rank maps are added when a task begins; the maps are frozen when it ends."""
 
-    changes_base = False
-
     def __init__(self, config: LoraConfig) -> None:
         super().__init__(config)
         self.config = config

@@ -23,18 +23,6 @@ from nlft.optim.multi_timescale import MultiTimescale
 from nlft.pathways.hope.config import HopePeftConfig
 from nlft.pathways.hope.model import hope_cores, levels_of
 
-FIELDS = (
-    "heads",
-    "head_width",
-    "memory",
-    "objective",
-    "read",
-    "self_modifying",
-    "initial",
-    "chunk",
-    "bptt_chunks",
-)
-"""Keys of the recipe that are fields of the PEFT config."""
 FORMING_RATE = 0.1
 """Learning rate of what forms keys, values, rates and decays, as a part of the rate of what reads the memories: while
 nothing useful is read, gradients there are noise, which at the full rate unmakes the whitened keys."""
@@ -44,8 +32,6 @@ CALIBRATION_ROWS = 1000
 
 class Hope(Trainable):
     """One adapter, trained on every task in turn; each level moves at its period."""
-
-    changes_base = False
 
     def __init__(self, config: HopeConfig) -> None:
         super().__init__(config)
@@ -57,10 +43,9 @@ class Hope(Trainable):
         self.peft_config = HopePeftConfig(
             task_type=TaskType.CAUSAL_LM,
             layers_to_transform=config.layers,
-            periods=list(config.periods),
             r=config.rank,
             nlft_version=nlft.__version__,
-            **{name: getattr(config, name) for name in FIELDS},
+            **config.model_dump(include=set(HopePeftConfig.__dataclass_fields__)),
         )
 
     def attach(self, base: FrozenBase, seed: int) -> nn.Module:
@@ -74,7 +59,7 @@ class Hope(Trainable):
         """Before the first task sets the projections of the memories by the statistics of what the model will read."""
         self.seed = context.seed
         rows = [*context.train[:CALIBRATION_ROWS], *context.background[:CALIBRATION_ROWS]]
-        if context.number == 1 and rows:
+        if context.number == 1 and rows:  # later tasks find the projections trained
             cores = hope_cores(model)
             statistics = calibrate_base(model, list(cores), in_batches(rows, CALIBRATION_BATCH, context.pad_id))
             generator = torch.Generator().manual_seed(context.seed)

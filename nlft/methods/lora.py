@@ -22,8 +22,6 @@ FIELDS_HINT = "Correct the fields under its key `peft`."
 class Lora(Trainable):
     """One PEFT adapter, trained on every task in turn."""
 
-    changes_base = False
-
     def __init__(self, config: LoraConfig) -> None:
         super().__init__(config)
         self.config = config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,10 @@ from torch import nn
 
 from nlft.base import FrozenBase
 from nlft.data.template import Encoded
+from nlft.types import Condition, Evaluation, Item
+
+Ask = Callable[[nn.Module, Evaluation], list[Item]]
+"""Scores a model, as it stands, on the rows of one column."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Method(Protocol):
 
     changes_base: bool
     """True if the method trains the base's own weights."""
+    told_task: bool
+    """True if the method is told which task a row belongs to when it is scored: a bound, not a rival."""
 
     def attach(self, base: FrozenBase, seed: int) -> nn.Module:
         """Makes the model that is trained out of the base; the function that it computes is still the base's."""
@@ -59,6 +65,10 @@ class Method(Protocol):
 
     def end_task(self, model: nn.Module) -> None:
         """Closes the task."""
+        ...
+
+    def score(self, model: nn.Module, evaluation: Evaluation, condition: Condition, ask: Ask) -> list[Item]:
+        """Scores one column under a condition (`nlft.measure.condition`); nothing where that means nothing here."""
         ...
 
     def save(self, model: nn.Module, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,11 +11,12 @@ from torch import nn
 from nlft.config import MethodFields, ReplayConfig
 from nlft.data.batch import Sampler, collate
 from nlft.data.template import Encoded
-from nlft.methods.protocol import TaskContext
+from nlft.methods.protocol import Ask, TaskContext
 from nlft.ops.loss import target_loss
 from nlft.optim.build import build_optimizer
 from nlft.pathways.provenance import note_task
 from nlft.pathways.task import TaskPeftConfig
+from nlft.types import Condition, Evaluation, Item
 
 
 class Replay:
@@ -49,6 +51,9 @@ class Replay:
 class Trainable:
     """What every method shares: an optimiser over all that is trainable, and replay as its penalty."""
 
+    changes_base = False
+    told_task = False
+
     def __init__(self, config: MethodFields) -> None:
         self.weight_decay = config.weight_decay
         self.optimizer_config = config.optimizer
@@ -72,3 +77,10 @@ class Trainable:
 
     def end_task(self, model: nn.Module) -> None:
         """Nothing to close."""
+
+    def score(self, model: Any, evaluation: Evaluation, condition: Condition, ask: Ask) -> list[Item]:
+        """The model as it stands (`on`), or with its adapter switched off (`off`)."""
+        if condition == "off" and not self.changes_base:
+            with model.disable_adapter():
+                return ask(model, evaluation)
+        return ask(model, evaluation) if condition == "on" else []

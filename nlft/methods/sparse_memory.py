@@ -63,8 +63,6 @@ class Pending(NamedTuple):
 class SparseMemory(Trainable):
     """Slots are placed by calibration when a task begins, trained, and frozen when it ends."""
 
-    changes_base = False
-
     def __init__(self, config: SparseMemoryConfig) -> None:
         super().__init__(config)
         self.config = config

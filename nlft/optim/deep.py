@@ -20,10 +20,7 @@ class DeepOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every group, over the parameters that have a gradient; others and their state rest."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
@@ -47,9 +44,17 @@ class DeepOptimizer(torch.optim.Optimizer):
                     self.state[p][key] = value.to(p.device, copy=True)
 
 
-def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32, or in its own type if that is wider; itself where that changes nothing."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def evaluate(closure: Callable[[], Any] | None) -> Any:
+    """What a closure that was given to `step` returns, with gradients on; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def wide(tensor: torch.Tensor, copy: bool = False) -> torch.Tensor:
+    """The tensor in float32, or in its own type if that is wider; itself where that changes nothing, unless `copy`."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=copy)
 
 
 def as_matrix(tensor: torch.Tensor) -> torch.Tensor:

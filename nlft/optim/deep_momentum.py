@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from nlft.errors import NlftError
+from nlft.ops.mlp_memory import silu_slope
 from nlft.optim.deep import DeepOptimizer, as_matrix, by_shape, wide
 
 
@@ -137,10 +138,8 @@ def learn(
     features, length = unit_features(drive)
     pull = u @ write  # the objective's gradient at the features
     pull = (pull - features * (features * pull).sum(-1, keepdim=True)) / length
-    gate = torch.sigmoid(drive)
-    slope = gate * (1 + drive * (1 - gate))
     write = momentum * write + u.mT @ features / count
-    read = F.normalize(read + inner_rate * ((pull * slope).mT @ u) / count, dim=-1)
+    read = F.normalize(read + inner_rate * ((pull * silu_slope(drive)).mT @ u) / count, dim=-1)
     features, _ = unit_features(u @ read.mT)
     return write, read, (u + features @ write.mT).view_as(blocks)
 

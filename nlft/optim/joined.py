@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nlft.errors import NlftError
+from nlft.optim.deep import evaluate
 
 
 class Joined(torch.optim.Optimizer):
@@ -27,10 +28,7 @@ class Joined(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Steps every optimiser; a closure is called once."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         for part in self.optimizers:
             part.step()
             self.state.update(part.state)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nlft.errors import NlftError
+from nlft.optim.deep import evaluate, wide
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,10 @@ class MultiTimescale(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Counts one optimiser step, and steps the groups whose boundary it is; a closure is called once."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         if self.levels and not self.anchors:  # as late as possible: weights may be loaded after the optimiser is made
             for level in self.levels[:-1]:
-                self.anchors.update((p, wide_copy(p)) for p in level.parameters)
+                self.anchors.update((p, wide(p.detach(), copy=True)) for p in level.parameters)
         self.steps += 1
         for group in self.param_groups:
             if group["period"] > 1:
@@ -130,7 +128,7 @@ class MultiTimescale(torch.optim.Optimizer):
                 sums.append(self.sums[p])
                 gradients.append(gradient.to(sums[-1].dtype))
             else:
-                self.sums[p] = wide_copy(gradient)
+                self.sums[p] = wide(gradient.detach(), copy=True)
         if sums:
             torch._foreach_add_(sums, gradients)
 
@@ -224,8 +222,3 @@ def check_shapes(fast: Level, slow: Level) -> None:
         f"Levels of periods {fast.period} and {slow.period} have {what}, so one cannot be added to the other.",
         "Give all levels equal shapes, or leave out consolidation.",
     )
-
-
-def wide_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in float32, or in its own type if that is wider."""
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)

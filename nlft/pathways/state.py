@@ -180,7 +180,7 @@ class StateKeeper(nn.Module):
 
     def note_surprise(self, block: str, surprise: torch.Tensor) -> None:
         """Notes how surprised a block was, [B, T]."""
-        if self.carried is not None and self.now.kept is not None:
+        if self.carried is not None and self.watched:
             self.carried.surprise[block] = surprise.detach()
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -91,13 +91,17 @@ class LinearMemory(SequenceMemory):
 
     def writes(self, x: torch.Tensor, learns: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Rates and log decays of the tokens x [B, T, D], [B, H, T] each."""
-        rates = self.rate_limit * torch.sigmoid(self.rate(x))
-        log_decays = -functional.softplus(self.decay(x))
-        return (rates.mT, log_decays.mT) if learns else (torch.zeros_like(rates).mT, torch.zeros_like(rates).mT)
+        rates = self.rate_limit * torch.sigmoid(self.rate(x)).mT
+        nothing = torch.zeros_like(rates)
+        return (rates, -functional.softplus(self.decay(x)).mT) if learns else (nothing, nothing)
+
+    def operate(self, *tokens: Any, **options: Any) -> Run:
+        """The operation of this kind of memory."""
+        return run_memory(*tokens, reads=self.config.read, **options)
 
     def run(self, state: State, parts: list[torch.Tensor], x: torch.Tensor, learns: bool, **options: Any) -> Run:
         queries, keys, values = parts
-        return run_memory(
+        return self.operate(
             state,
             unit(queries),
             unit(keys),
@@ -105,7 +109,6 @@ class LinearMemory(SequenceMemory):
             *self.writes(x, learns),
             self.config.chunk,
             objective=self.config.objective,
-            reads=self.config.read,
             bptt_chunks=self.config.bptt_chunks,
             **options,
         )
@@ -124,19 +127,8 @@ class MlpMemory(LinearMemory):
     def fresh(self, rows: int) -> State:
         return new_mlp_memory((self.initial_w1, self.initial_w2), rows)
 
-    def run(self, state: State, parts: list[torch.Tensor], x: torch.Tensor, learns: bool, **options: Any) -> Run:
-        queries, keys, values = parts
-        return run_mlp_memory(
-            state,
-            unit(queries),
-            unit(keys),
-            values,
-            *self.writes(x, learns),
-            self.config.chunk,
-            objective=self.config.objective,
-            bptt_chunks=self.config.bptt_chunks,
-            **options,
-        )
+    def operate(self, *tokens: Any, **options: Any) -> Run:
+        return run_mlp_memory(*tokens, **options)
 
 
 class SelfModifyingMemory(SequenceMemory):

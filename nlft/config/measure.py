@@ -1,0 +1,21 @@
+"""Scoring."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from nlft.config.section import Section
+
+
+class MeasureConfig(Section):
+    """Scoring."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Rows a forward pass."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest generated answer; the longest reference and four more tokens when empty."""
+    conditions: list[Literal["off", "oracle", "ungated"]] = Field(default_factory=list)
+    """Further conditions under which everything is scored after the last task: with the adapter `off`; with the part
+    of the right task alone (`oracle`); with every gate and threshold wide open (`ungated`)."""
