@@ -29,7 +29,7 @@ from nlft.report import write_report
 from nlft.stage import Stage, check_inputs, read_stages, save_stage, undamaged
 from nlft.train import train_stage
 from nlft.types import Condition, Evaluation, Item
-from nlft.witness import describe_run, logits_digest, off_digest, stored_bytes
+from nlft.witness import describe_run, latency_ratio, logits_digest, off_digest, stored_bytes
 
 
 def run_method(
@@ -166,8 +166,10 @@ def run_method(
         "told_task": learner.told_task,
         "base_unchanged": unchanged,
         "off_equals_base": off_equals_base,
-        "stored_bytes": stored_bytes(out / "stages" / str(len(domains.tasks)) / "model"),
+        "task_bytes": [stored_bytes(out / "stages" / str(n) / "model") for n in range(1, len(stages))],
+        "latency_ratio": None if learner.changes_base else latency_ratio(model, base, prepared),
     }
+    row["stored_bytes"] = row["task_bytes"][-1]
     changed = unchanged is False or off_equals_base is False
     if changed:
         row["status"] = f"failed: the base was changed (weights equal {unchanged}, off equals base {off_equals_base})"

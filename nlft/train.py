@@ -20,6 +20,7 @@ from nlft.errors import NlftError
 from nlft.events import Events, StageLine
 from nlft.methods.protocol import Method
 from nlft.ops.loss import target_loss
+from nlft.peak import read_peak, reset_peak
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class StageCost:
     """Nats per target token, mean over the last tenth of the steps."""
     preparing: float = 0.0
     """Seconds before the first step and after the last: calibration."""
+    optimizer_bytes: int = 0
+    """Of the optimiser's state at the end."""
+    peak_rss: int | None = None
+    """Most memory that the process held in the steps, bytes."""
+    peak_bytes: int | None = None
+    """Most memory held on the GPU in the steps, bytes."""
 
 
 def make_accelerator(precision: str, device: torch.device) -> Accelerator:
@@ -99,6 +106,7 @@ def train_stage(
     if not trained:
         raise NlftError(f"{label}: the method left nothing to train.", "Choose another method or more layers.")
     accelerator = make_accelerator(config.precision, trained[0].device)
+    reset_peak(accelerator.device)
     optimizer = method.optimizer(model, lr)
     network = accelerator.prepare_model(model)
     if config.gradient_checkpointing:
@@ -158,11 +166,21 @@ def train_stage(
             f"{label}: weights are no longer finite after {steps} steps, so training diverged.",
             f"Lower the learning rate (it is {lr:g}).",
         )
+    peak = read_peak(accelerator.device)
     tail: list[Any] = losses[-max(1, steps // 10) :]
     return StageCost(
         steps=steps,
         tokens=tokens,
         seconds=time.perf_counter() - started,
         trainable=sum(p.numel() for p in trained),
-        final_loss=sum(tail) / len(tail),
+        final_loss=sum(tail) / len(tail) if tail else math.nan,
+        optimizer_bytes=state_bytes(optimizer),
+        peak_rss=peak.process,
+        peak_bytes=peak.gpu,
     )
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the tensors in an optimiser's state."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))

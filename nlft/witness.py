@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import time
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,6 +23,10 @@ from nlft.data.template import encode
 from nlft.prepare import Prepared
 from nlft.train import StageCost
 
+DECODED = 16
+"""Tokens generated to time one."""
+REPEATS = 5
+"""Timings of each, interleaved."""
 VERSIONS = ("torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -48,6 +55,37 @@ def stored_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
+def latency_ratio(model: Any, base: FrozenBase, prepared: Prepared) -> float | None:
+    """Seconds a generated token with the adapter on over those with it off: one row, key-value cache, greedy.
+
+    Medians over interleaved repeats. None where there is no adapter to switch off.
+    """
+    if not hasattr(model, "disable_adapter") or not prepared.train:
+        return None
+    row = next(iter(prepared.train.values()))[0]
+    room = max(1, min(DECODED, base.context - len(row.ids)))
+    batch = collate([row], prepared.pad_id).to(base.device)
+    options: dict[str, Any] = {"min_new_tokens": room, "max_new_tokens": room, "do_sample": False}
+    options |= {"attention_mask": batch.attention_mask, "pad_token_id": prepared.pad_id}
+    taken: dict[bool, list[float]] = {True: [], False: []}
+    model.eval()
+    with torch.inference_mode():
+        for _ in range(REPEATS + 1):
+            for on in (True, False):
+                with nullcontext() if on else model.disable_adapter():
+                    begun = time.perf_counter()
+                    model.generate(input_ids=batch.input_ids, **options)
+                    if base.device.type == "cuda":
+                        torch.cuda.synchronize(base.device)
+                    taken[on].append(time.perf_counter() - begun)
+    return median(taken[True][1:]) / median(taken[False][1:])  # the first of each warms up
+
+
+def largest(values: list[int | None]) -> int | None:
+    """The largest of what was measured; None if nothing was."""
+    return max((value for value in values if value is not None), default=None)
+
+
 def describe_run(
     recipe: Recipe, method: str, base: FrozenBase, costs: list[StageCost], eval_s: float, wall_s: float
 ) -> dict[str, Any]:
@@ -69,7 +107,9 @@ def describe_run(
         "train_s": sum(cost.seconds + cost.preparing for cost in costs),
         "eval_s": eval_s,
         "wall_s": wall_s,
-        "peak_bytes": torch.cuda.max_memory_allocated(base.device) if cuda else None,
+        "peak_bytes": largest([cost.peak_bytes for cost in costs]),
+        "peak_rss": largest([cost.peak_rss for cost in costs]),
+        "optimizer_bytes": max(cost.optimizer_bytes for cost in costs),
         "device": torch.cuda.get_device_name(base.device) if cuda else f"{platform.machine()} CPU",
         "dtype": str(next(base.model.parameters()).dtype).removeprefix("torch."),
         "versions": json.dumps({"nlft": nlft.__version__} | {package: version(package) for package in VERSIONS}),

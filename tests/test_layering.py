@@ -28,6 +28,7 @@ LAYERS = (
     ("pathways",),
     ("retain",),
     ("methods",),
+    ("peak",),
     ("train",),
     ("checkpoint",),
     ("measure",),

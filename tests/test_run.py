@@ -52,6 +52,9 @@ def test_a_run_leaves_everything_behind(recipe: Callable[..., Any], method: str,
     assert row["off_equals_base"] is (None if trained_base else True)
     assert (out / "adapter" / "adapter_config.json").exists() is not trained_base
     assert row["trainable_params"] > 0 and row["stored_bytes"] > 0 and row["steps"] == 12
+    assert len(row["task_bytes"]) == 2 and row["task_bytes"][1] == row["stored_bytes"]
+    assert row["optimizer_bytes"] > 8 * row["trainable_params"]  # two moments in float32, and the step
+    assert trained_base is (row["latency_ratio"] is None)
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events if event["event"] != "step"] == [
         "start", "stage", "measured", "stage", "measured", "end",

@@ -17,7 +17,21 @@ from nlft.measure.matrix import Column, Matrix, orient
 from nlft.measure.unit import pick_unit
 from nlft.types import Item
 
-COSTS = ("trainable_params", "stored_bytes", "train_tokens", "steps", "train_s", "eval_s", "wall_s", "peak_bytes")
+COSTS = (
+    "trainable_params",
+    "stored_bytes",
+    "replay_bytes",
+    "regulariser_bytes",
+    "optimizer_bytes",
+    "peak_rss",
+    "peak_bytes",
+    "train_tokens",
+    "steps",
+    "train_s",
+    "eval_s",
+    "wall_s",
+    "latency_ratio",
+)
 PROOFS = ("base_sha256", "base_unchanged", "off_equals_base")
 
 
