@@ -31,6 +31,9 @@ from rich.table import Table
 from nlft.base import FrozenBase, load_base
 from nlft.compare import compare
 from nlft.config import BaseConfig
+from nlft.data.template import pad_id
+from nlft.methods.class_means import prompt_states
+from nlft.ops.discriminant import nearest_class, shrunk
 from nlft.recipes import load_recipe
 
 FILES = {
@@ -40,8 +43,6 @@ FILES = {
 }
 LONGEST = 200
 """Characters of a text that are read; DBpedia's are long."""
-SHRINKAGE = 0.1
-"""Part of the identity in the covariance of the class means."""
 Record = dict[str, str]
 
 
@@ -168,17 +169,11 @@ def write_recipe(
     return path
 
 
-@torch.inference_mode()
 def features(base: FrozenBase, records: Sequence[Record]) -> torch.Tensor:
-    """Mean of the last hidden states of every text, [N, D] float32."""
-    found = []
-    for at in range(0, len(records), 64):
-        texts = [record["text"] for record in records[at : at + 64]]
-        batch = base.tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=base.context)
-        mask = batch["attention_mask"]
-        states = base.model.get_decoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-        found.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
-    return torch.cat(found)
+    """Mean of the last hidden states of every text, [N, D] float64."""
+    texts = [record["text"] for record in records]
+    ids = base.tokenizer(texts, truncation=True, max_length=base.context)["input_ids"]
+    return prompt_states(base.model, ids, pad_id(base.tokenizer))
 
 
 def class_means(base: FrozenBase, train: Sequence[Record], test: Sequence[Record]) -> dict[str, float]:
@@ -190,13 +185,8 @@ def class_means(base: FrozenBase, train: Sequence[Record], test: Sequence[Record
     means = torch.stack([known[classes == number].mean(0) for number in range(len(labels))])
     near = torch.cdist(asked, means).argmin(1)
     centred = known - means[classes]
-    covariance = centred.T @ centred / len(known)
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * covariance.trace() / len(covariance) * torch.eye(
-        len(covariance)
-    )
-    inverse = torch.linalg.inv(covariance)
-    scores = asked @ inverse @ means.T - 0.5 * (means @ inverse * means).sum(1)
-    right = {"nearest class mean": near, "class means, one covariance": scores.argmax(1)}
+    found = nearest_class(asked, means, shrunk(centred.T @ centred / len(known)))
+    right = {"nearest class mean": near, "class means, one covariance": found}
     return {name: float((found == gold).float().mean()) for name, found in right.items()}
 
 

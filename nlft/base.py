@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -159,6 +159,11 @@ def quantization(config: BaseConfig, device: torch.device) -> dict[str, Any]:
         else BitsAndBytesConfig(load_in_8bit=True)
     )
     return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def without_adapter(model: Any) -> AbstractContextManager[object]:
+    """A context in which an adapted model computes what its base does; a model without an adapter always does."""
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
 
 
 def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:

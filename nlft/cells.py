@@ -1,69 +1,49 @@
-"""The runs of a comparison, one at a time: what each is, and running it where an interrupted call stopped."""
+"""The runs of a comparison on disk, one folder each: running one where it stopped, and how it ended."""
 
 from __future__ import annotations
 
 import gc
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 
-from nlft.config import Recipe
+from nlft.base import UNREADABLE
 from nlft.data.domain import Domains
-from nlft.errors import NlftError
-from nlft.measure.items import read_runs
+from nlft.errors import DamagedError, NlftError
+from nlft.measure.items import join_results, read_runs, write_runs
+from nlft.plan import Cell
+from nlft.recipes import dump_recipe
 from nlft.run import run_method
+from nlft.types import Item
+
+DIVERGED = "training diverged"
+"""What `train.py` says of a loss or weights that are no longer finite. Such an end is a result: it would come again."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run of a comparison."""
+def run_cell(cell: Cell, folder: Path, domains: Domains, base_items: list[Item] | None, console: Console) -> None:
+    """Runs one cell, going on where an interrupted call stopped; from the start if what that left is damaged.
 
-    name: str
-    method: str
-    recipe: Recipe
-    """The recipe with this method, learning rate, seed and order alone."""
-
-
-def plan_cells(recipe: Recipe) -> list[Cell]:
-    """Every run of a comparison, in a fixed order."""
-    cells = []
-    orders = recipe.compare.orders or [[task.name for task in recipe.tasks]]
-    tasks = {task.name: task for task in recipe.tasks}
-    for number, order in enumerate(orders):
-        for seed in recipe.compare.seeds:
-            for method, config in recipe.methods.items():
-                for lr in config.lrs:
-                    seeds = recipe.train.seeds
-                    moved = {field: getattr(seeds, field) + seed for field in type(seeds).model_fields}
-                    update = {
-                        "tasks": [tasks[name] for name in order],
-                        "methods": {method: config.model_copy(update={"lr": lr})},
-                        "train": recipe.train.model_copy(update={"seeds": seeds.model_copy(update=moved)}),
-                    }
-                    name = f"{method}-lr{lr:g}-seed{seed}-order{number}".replace(" ", "_")
-                    cells.append(Cell(name, method, recipe.model_copy(update=update)))
-    names = [cell.name for cell in cells]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise NlftError(f"Two runs of the comparison would be {twice!r}.", "List every rate, seed and order once.")
-    return cells
+    Raises:
+        NlftError: the run failed; CheckpointError if its results could not be written.
+    """
+    resume = (folder / "stages" / "0" / "stage.json").is_file() and is_own(folder / "config.yaml", cell)
+    try:
+        _run(cell, folder, domains, base_items, console, resume)
+    except DamagedError:
+        _run(cell, folder, domains, base_items, console, resume=False)
 
 
-def is_done(folder: Path) -> bool:
-    """Whether a cell has been run to its end."""
-    return (folder / "runs.parquet").is_file() and read_runs(folder / "runs.parquet")[0]["status"] == "ok"
-
-
-def run_cell(cell: Cell, folder: Path, domains: Domains, base_items: list | None, console: Console) -> None:
-    """Runs one cell, going on where an interrupted call stopped."""
-    resume = (folder / "stages" / "0" / "stage.json").is_file()
+def _run(
+    cell: Cell, folder: Path, domains: Domains, base_items: list[Item] | None, console: Console, resume: bool
+) -> None:
     if folder.exists() and not resume:
         shutil.rmtree(folder)
-    order = [task.name for task in cell.recipe.tasks]
     try:
         run_method(
             cell.recipe,
@@ -71,10 +51,12 @@ def run_cell(cell: Cell, folder: Path, domains: Domains, base_items: list | None
             folder,
             resume=resume,
             console=console,
-            domains=domains.in_order(order),
+            domains=domains,
             base_items=base_items,
             keep_stages=False,
             report=False,
+            setting=cell.setting,
+            cell=cell.address,
         )
     except torch.OutOfMemoryError as error:
         raise NlftError("The GPU ran out of memory.", "Lower train.micro_batch_size or measure.batch_size.") from error
@@ -84,19 +66,69 @@ def run_cell(cell: Cell, folder: Path, domains: Domains, base_items: list | None
         torch.cuda.empty_cache()
 
 
-def failed_row(cell: Cell, reason: str, base_model: str, base_sha256: str) -> dict:
-    """The row of `runs.parquet` of a cell that failed; what was not measured is null."""
+def is_own(config: Path, cell: Cell) -> bool:
+    """Whether a recipe on disk is this cell's, whole and readable."""
+    try:
+        return config.read_text(encoding="utf-8") == dump_recipe(cell.recipe)
+    except (OSError, ValueError):
+        return False
+
+
+def row_of(cell: Cell, folder: Path) -> dict[str, Any] | None:
+    """The cell's line of `runs.parquet`, if it has come to an end and its results can be read."""
+    try:
+        (row,) = read_runs(folder / "runs.parquet")
+        if row["cell"] != cell.address or row["run_id"] != folder.name:
+            return None
+        if row["status"] == "ok":
+            pq.read_table(folder / "items.parquet")
+        return row
+    except (NlftError, *UNREADABLE):
+        return None
+
+
+def is_done(cell: Cell, folder: Path) -> bool:
+    """Whether a cell need not be run again: it ended well, or diverged, which it would again."""
+    row = row_of(cell, folder)
+    return row is not None and (row["status"] == "ok" or has_diverged(row))
+
+
+def has_diverged(row: Mapping[str, Any]) -> bool:
+    """Whether a run ended in a loss or in weights that are not finite."""
+    return DIVERGED in (row["status"] or "")
+
+
+def note_failure(cell: Cell, folder: Path, reason: str, base_model: str, base_sha256: str) -> None:
+    """Writes the line of a cell that failed into its folder; what was not measured is null.
+
+    A cell that diverged will not be gone on with, so its stages go.
+    """
     config = cell.recipe.methods[cell.method]
-    return {
-        "run_id": cell.name,
+    tasks = [task.name for task in cell.recipe.tasks]
+    row = {
+        "run_id": folder.name,
         "method": cell.method,
         "kind": config.kind,
-        "lr": config.lrs[0],
+        "lr": cell.lr,
         "seed": cell.recipe.train.seeds.data,
-        "order": [task.name for task in cell.recipe.tasks],
+        "order": ["+".join(tasks)] if cell.setting == "multitask" else tasks,
         "base_model": base_model,
         "base_sha256": base_sha256,
         "config": config.model_dump_json(),
         "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "status": f"failed: {reason}",
+        "setting": cell.setting,
+        "cell": cell.address,
     }
+    (folder / "runs.parquet").unlink(missing_ok=True)
+    write_runs(folder / "runs.parquet", [row])
+    if has_diverged(row):
+        shutil.rmtree(folder / "stages", ignore_errors=True)
+
+
+def join_cells(out: Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Writes the results of these cells, and of no other in the folder, as one; gives their lines."""
+    rows = [row for cell in cells if (row := row_of(cell, out / "cells" / cell.name)) is not None]
+    well = [out / "cells" / row["run_id"] for row in rows if row["status"] == "ok"]
+    join_results(out, well, [row for row in rows if row["status"] != "ok"])
+    return rows

@@ -39,6 +39,10 @@ class CheckpointError(NlftError):
     """A checkpoint that cannot be written or read; what was on disk before is untouched."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint that is there and cannot be read."""
+
+
 def combined(problems: list[NlftError]) -> NlftError:
     """Several errors as one; a hint that they share is said once."""
     if len(problems) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from nlft.cells import Cell, run_cell
+from nlft.cells import run_cell
 from nlft.data.domain import Domains
-from nlft.errors import CheckpointError, NlftError
+from nlft.errors import CheckpointError, NlftError, reason
+from nlft.plan import Cell
 from nlft.types import Item
 
 ATTEMPTS = 2
@@ -32,7 +34,17 @@ class Work:
     out: Path
     domains: Domains
     base_items: list[Item] | None
-    """Scores of the base, if they are the same for every cell."""
+    """Scores of the base on every row; each cell takes its own when None."""
+    own: frozenset[str] = frozenset()
+    """Methods that score the base themselves, for they compute in another dtype."""
+
+    def share_of(self, cell: Cell) -> tuple[Domains, list[Item] | None]:
+        """The rows of one cell, and the base's scores on them unless it takes them itself."""
+        domains = self.domains.in_order([task.name for task in cell.recipe.tasks])
+        columns = {evaluation.column for evaluation in domains.evaluations}
+        if self.base_items is None or cell.method in self.own:
+            return domains, None
+        return domains, [item for item in self.base_items if item.column in columns]
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ def run_cells(cells: list[Cell], work: Work, jobs: int, console: Console) -> Ite
     begun: Counter[str] = Counter()
     while cells:
         left = {cell.name: cell for cell in cells}
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        threads = max(1, cores() // jobs)
         pool = ProcessPoolExecutor(
             jobs, mp_context=multiprocessing.get_context("spawn"), initializer=set_up, initargs=(work, threads)
         )
@@ -80,14 +92,24 @@ def run_cells(cells: list[Cell], work: Work, jobs: int, console: Console) -> Ite
 
 
 def run_one(cell: Cell, work: Work, console: Console) -> Ended:
-    """Runs a cell in this process."""
+    """Runs a cell in this process. What nobody foresaw ends this cell alone; its folder holds the traceback."""
+    folder = work.out / "cells" / cell.name
     try:
-        run_cell(cell, work.out / "cells" / cell.name, work.domains, work.base_items, console)
+        run_cell(cell, folder, *work.share_of(cell), console)
     except CheckpointError as error:
         return Ended(cell, error.message, error.hint)
     except NlftError as error:
         return Ended(cell, str(error))
+    except Exception as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return Ended(cell, f"{type(error).__name__}: {reason(error)} See traceback.txt in its folder.")
     return Ended(cell)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _work: Work | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nlft.base import FrozenBase
 from nlft.config import DataConfig, Recipe
@@ -12,7 +12,7 @@ from nlft.data.template import Encoded, TooLong, encode_rows, pad_id
 from nlft.errors import DataError, NlftError, combined
 from nlft.measure.evaluation import check_evaluation
 from nlft.methods.calibration import check_budget
-from nlft.types import Row
+from nlft.types import Row, Task
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,15 @@ class Prepared:
     pad_id: int
     rows_sha256: str
     """Hash of every row, in the recipe's order of tasks."""
+
+    def joined(self) -> Prepared:
+        """The same with all tasks as one, named `a+b+c`: all their train rows, and a column for each one's tests."""
+        tasks = self.domains.tasks
+        name = "+".join(task.name for task in tasks)
+        rows = tuple(row for task in tasks for row in task.train)
+        one = Task(name, rows, tuple(evaluation for task in tasks for evaluation in task.evaluations))
+        train = {name: [row for task in tasks for row in self.train[task.name]]}
+        return replace(self, domains=replace(self.domains, tasks=(one,)), train=train)
 
 
 def prepare(recipe: Recipe, domains: Domains, base: FrozenBase) -> Prepared:
@@ -57,6 +66,9 @@ def prepare(recipe: Recipe, domains: Domains, base: FrozenBase) -> Prepared:
     }
     too_long: dict[str, TooLong] = {}
     for evaluation in domains.evaluations:
+        if evaluation.harness is not None:  # read and checked when it was loaded
+            too_long[evaluation.column] = "error"
+            continue
         config, where = evaluation_config(recipe, evaluation.name, evaluation.split)
         too_long[evaluation.column] = config.too_long
         encode(evaluation.rows, config, where)
@@ -89,11 +101,12 @@ def digest_rows(domains: Domains) -> str:
 
 
 def evaluation_config(recipe: Recipe, name: str, split: str) -> tuple[DataConfig, str]:
-    """The data section behind an evaluation, and its dotted key."""
+    """The data section behind an evaluation's rows, and its dotted key."""
     for task in recipe.tasks:
         if task.name == name:
             if split == "seen" and task.seen is not None:
                 return task.seen, f"tasks.{name}.seen"
             return task.test, f"tasks.{name}.test"
-    probe = next(probe for probe in recipe.probes if probe.name == name)
-    return probe.data, f"probes.{name}.data"
+    data = next(probe.data for probe in recipe.probes if probe.name == name)
+    assert data is not None  # an lm-eval task has no rows
+    return data, f"probes.{name}.data"

@@ -17,6 +17,7 @@ from nlft.config import DataConfig, Recipe
 from nlft.document import Document, KeyPath, dotted, dump, parse, scalar
 from nlft.errors import RecipeError
 from nlft.problem import booleans_as_numbers, problems, type_at
+from nlft.suites import expand_suites
 
 
 def recipe_files() -> dict[str, Path]:
@@ -70,8 +71,10 @@ def open_recipe(name_or_path: str, overrides: list[str] | None = None) -> tuple[
     """As `load_recipe`, with the document, which knows the line of every key."""
     path = find_recipe(name_or_path)
     document = _read(path, str(path) if name_or_path in recipe_files() else name_or_path)
+    expand_suites(document)  # before, so that an override finds a suite's probes, and after, so that it may name one
     for override in overrides or []:
         _override(document, override)
+    expand_suites(document)
     found = list(document.problems)
     recipe = None
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from nlft.checkpoint import finished_stages
 from nlft.config import FullConfig, Recipe
 from nlft.data.domain import load_domains
 from nlft.errors import NlftError, reason
+from nlft.methods import build_method
 from nlft.methods.full import Full
 from nlft.pathways.task import TaskPeftConfig
 from nlft.prepare import prepare
@@ -48,7 +51,8 @@ def evaluate_run(path: str, recipe: Recipe | None = None, console: Console | Non
     """
     console = console or Console(quiet=True)
     folder = Path(path)
-    if recipe is None and (folder / "config.yaml").is_file():
+    own = recipe is None and (folder / "config.yaml").is_file()
+    if own:
         recipe = own_recipe(folder / "config.yaml", console)
     weights = weights_of(folder)
     if recipe is None:
@@ -56,10 +60,18 @@ def evaluate_run(path: str, recipe: Recipe | None = None, console: Console | Non
     domains = load_domains(recipe)
     base = load_base(recipe.base)
     prepared = prepare(recipe, domains, base)
-    if not (weights / "adapter_config.json").is_file():
+    adapter = (weights / "adapter_config.json").is_file()
+    if not adapter:
         base.model.float()  # as full finetuning does, so that both columns are of one dtype
     before = measure(base.model, base, recipe, prepared, 0, "base")
-    after = measure(load_weights(weights, base), base, recipe, prepared, 1, "on")
+    if own and not adapter:  # only the method knows what it saved, and how it is scored
+        [method] = recipe.methods.values()
+        learner = build_method(method)
+        with readable(weights, base):
+            model = learner.load(base, weights)
+        after = measure(model, base, recipe, prepared, 1, "on", learner)
+    else:
+        after = measure(load_weights(weights, base), base, recipe, prepared, 1, "on")
     lines = []
     for column, metric in dict.fromkeys((item.column, item.metric) for item in after):
         n_rows, adapted = counted_mean(after, column, metric)
@@ -79,6 +91,8 @@ def weights_of(folder: Path) -> Path:
     stages = finished_stages(folder)
     if stages and (stages[-1] / "model").is_dir():
         return stages[-1] / "model"
+    if (folder / "adapter").is_dir():
+        return folder / "adapter"
     hint = "Give the folder that `nlft train` wrote, one with adapter_config.json, or a cell of a comparison."
     if not folder.is_dir():
         raise NlftError(f"There is no folder {str(folder)!r}.", hint)
@@ -110,13 +124,31 @@ def load_weights(weights: Path, base: FrozenBase) -> Any:
     adapter = (weights / "adapter_config.json").is_file()
     if adapter and isinstance(read_config(weights), TaskPeftConfig):
         read_adapter(weights, apart=False)  # says what is wrong with it before PEFT makes anything of its settings
-    try:
+    with readable(weights, base):
         if adapter:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(base.model, str(weights))
+            model: Any = PeftModel.from_pretrained(base.model, str(weights))
         else:
             model = Full(FullConfig(kind="full", lr=1.0)).load(base, weights)
+    made_for = getattr(model.active_peft_config, "base_fingerprint", None) if adapter else None
+    if made_for not in (None, base.fingerprint):
+        raise NlftError(
+            f"{weights} was made for a base with other weights than {base.name!r}.",
+            "Score it on its own base: set base.model in the recipe.",
+        )
+    return model
+
+
+@contextmanager
+def readable(weights: Path, base: FrozenBase) -> Iterator[None]:
+    """Turns what libraries say about weights that do not load into a sentence.
+
+    Raises:
+        NlftError: they are damaged, or made for another base.
+    """
+    try:
+        yield
     except torch.OutOfMemoryError:
         raise
     except UNREADABLE as error:
@@ -125,13 +157,6 @@ def load_weights(weights: Path, base: FrozenBase) -> Any:
             "Score them on the base that they were made for (base.model in the recipe), and check that the files"
             " are whole.",
         ) from error
-    made_for = getattr(model.active_peft_config, "base_fingerprint", None) if adapter else None
-    if made_for not in (None, base.fingerprint):
-        raise NlftError(
-            f"{weights} was made for a base with other weights than {base.name!r}.",
-            "Score it on its own base: set base.model in the recipe.",
-        )
-    return model
 
 
 def counted_mean(items: list[Item], column: str, metric: str) -> tuple[int, float]:

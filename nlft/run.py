@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,26 +10,27 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 from rich.console import Console
 
-from nlft.base import FrozenBase, load_base
+from nlft.base import load_base, without_adapter
 from nlft.checkpoint import disk_error, finished_stages, holds_nothing, make_folder, write_folder, write_text
 from nlft.config import Recipe
 from nlft.data.domain import Domains, load_domains, remarks
+from nlft.dissect.findings import dissect, facts_of
+from nlft.dissect.study import Study
 from nlft.errors import NlftError, reason
 from nlft.events import Events
 from nlft.measure.items import write_items, write_runs
-from nlft.measure.score import score
 from nlft.methods import build_method
-from nlft.methods.protocol import Method, TaskContext
-from nlft.prepare import Prepared, prepare
+from nlft.methods.protocol import TaskContext
+from nlft.prepare import prepare
 from nlft.recipes import dump_recipe
 from nlft.report import write_report
+from nlft.scoring import measure
 from nlft.stage import Stage, check_inputs, read_stages, save_stage, undamaged
 from nlft.train import train_stage
-from nlft.types import Condition, Evaluation, Item
+from nlft.types import Item
 from nlft.witness import describe_run, latency_ratio, logits_digest, off_digest, stored_bytes
 
 
@@ -43,6 +45,8 @@ def run_method(
     base_items: list[Item] | None = None,
     keep_stages: bool = True,
     report: bool = True,
+    setting: str = "sequence",
+    cell: str | None = None,
 ) -> Path:
     """Trains and measures one method of a recipe.
 
@@ -55,6 +59,8 @@ def run_method(
         base_items: scores of the base already taken on these rows.
         keep_stages: keep the checkpoint of every stage; else only the final adapter.
         report: write summary, report and figures.
+        setting: as in `runs.parquet`; "multitask" learns all tasks at once, as one stage.
+        cell: content address, for `runs.parquet`.
 
     Returns:
         The result folder.
@@ -74,6 +80,9 @@ def run_method(
         learner = build_method(recipe.methods[name])
     base = load_base(recipe.base)
     prepared = prepare(recipe, domains, base)
+    if setting == "multitask":
+        prepared = prepared.joined()
+        domains = prepared.domains
     witness = logits_digest(base.model, base, prepared)
     inputs = {"base_sha256": base.fingerprint, "rows_sha256": prepared.rows_sha256}
     events = Events(out / "events.jsonl")
@@ -95,7 +104,7 @@ def run_method(
         make_folder(out)
         begun = time.perf_counter()
         if base_items is None:
-            with nullcontext() if learner.changes_base else cast(Any, model).disable_adapter():
+            with nullcontext() if learner.changes_base else without_adapter(model):
                 base_items = measure(model, base, recipe, prepared, 0, "base")
         now = time.perf_counter()
         stages = [Stage("base", base_items, None, now - begun, now - saved)]
@@ -117,6 +126,9 @@ def run_method(
             batch_size=recipe.train.batch_size,
             pad_id=prepared.pad_id,
             seed=recipe.train.seeds.init + 1000 * stage,
+            rows=task.train,
+            max_length=prepared.max_length,
+            begin_id=base.tokenizer.bos_token_id,
         )
         events.write("stage", stage=stage, task=task.name)
         begun = time.perf_counter()
@@ -127,7 +139,7 @@ def run_method(
             learner,
             prepared.train[task.name],
             recipe.train,
-            steps=recipe.methods[name].steps or recipe.train.steps,
+            steps=recipe.methods[name].step_counts(recipe.train.steps)[0],
             lr=recipe.methods[name].lrs[0],
             pad_id=prepared.pad_id,
             stage=stage,
@@ -143,16 +155,18 @@ def run_method(
         scores = []
         for condition in ("on", *(recipe.measure.conditions if last else ())):
             scores += measure(model, base, recipe, prepared, stage, condition, learner)
+        if last and setting == "sequence" and (recipe.measure.conditions or recipe.measure.dissect):
+            study = Study(learner, model, base, recipe, prepared, stage)
+            scores += dissect(study, recipe.measure.dissect, out / "dissect.json")
         now = time.perf_counter()
         stages.append(Stage(task.name, scores, cost, now - begun, now - saved))
         save_stage(out, stage, stages[-1], {}, partial(learner.save, model))
         saved = now
         events.write("measured", stage=stage, task=task.name, **asdict(cost))
-        console.print(
-            f"{name}: {task.name} learned in {cost.seconds:.0f} s ({cost.tokens / cost.seconds:,.0f} tok/s), "
-            f"loss {cost.final_loss:.3f}",
-            highlight=False,
-        )
+        took = "without a step"
+        if cost.steps:
+            took = f"in {cost.seconds:.0f} s ({cost.tokens / cost.seconds:,.0f} tok/s), loss {cost.final_loss:.3f}"
+        console.print(f"{name}: {task.name} learned {took}", highlight=False)
 
     unchanged = None if learner.changes_base else base.is_unchanged(model)
     off_equals_base = None if learner.changes_base else off_digest(model, base, prepared) == witness
@@ -163,7 +177,13 @@ def run_method(
     row = describe_run(recipe, name, base, costs, sum(stage.eval_s for stage in stages), wall_s)
     row |= {
         "run_id": out.name,
+        "order": [task.name for task in domains.tasks],
+        "setting": setting,
+        "cell": cell,
         "told_task": learner.told_task,
+        **learner.held_bytes(),
+        "dissect": facts_of(out),
+        "overlap": json.dumps({column: asdict(found) for column, found in domains.contamination.items()}),
         "base_unchanged": unchanged,
         "off_equals_base": off_equals_base,
         "task_bytes": [stored_bytes(out / "stages" / str(n) / "model") for n in range(1, len(stages))],
@@ -189,36 +209,6 @@ def run_method(
             "This is a bug in nlft or in the adapter's code; the results stand, the adapter should not be used.",
         )
     return out
-
-
-def measure(
-    model: Any,
-    base: FrozenBase,
-    recipe: Recipe,
-    prepared: Prepared,
-    stage: int,
-    condition: Condition,
-    learner: Method | None = None,
-) -> list[Item]:
-    """Scores every evaluation of a recipe at one stage, as the method wants it if one is given."""
-
-    def ask(network: Any, evaluation: Evaluation) -> list[Item]:
-        return score(
-            network,
-            base.tokenizer,
-            evaluation,
-            stage=stage,
-            condition=condition,
-            batch_size=recipe.measure.batch_size,
-            max_length=prepared.max_length,
-            max_new_tokens=recipe.measure.max_new_tokens,
-            too_long=prepared.too_long[evaluation.column],
-        )
-
-    items = []
-    for evaluation in prepared.domains.evaluations:
-        items += learner.score(model, evaluation, condition, ask) if learner else ask(model, evaluation)
-    return items
 
 
 @contextmanager
@@ -259,7 +249,14 @@ def single_method(recipe: Recipe, method: str | None) -> tuple[Recipe, str]:
             f"methods.{method}.lr lists {len(config.lrs)} learning rates, and one run takes one.",
             f"Add methods.{method}.lr={config.lrs[0]:g}, or run `nlft compare`.",
         )
-    chosen = config.model_copy(update={"lr": config.lrs[0]})
+    steps = config.step_counts(recipe.train.steps)
+    if len(steps) > 1:
+        raise NlftError(
+            f"methods.{method}.steps lists {len(steps)} numbers of steps, and one run takes one.",
+            f"Add methods.{method}.steps={steps[0]}, or run `nlft compare`.",
+        )
+    update = {"lr": config.lrs[0]} | ({"steps": steps[0]} if isinstance(config.steps, list) else {})
+    chosen = config.model_copy(update=update)
     return recipe.model_copy(update={"methods": {method: chosen}}), method
 
 

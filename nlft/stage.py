@@ -11,7 +11,7 @@ from typing import Any
 
 from nlft.base import UNREADABLE
 from nlft.checkpoint import write_folder
-from nlft.errors import CheckpointError, NlftError, reason
+from nlft.errors import DamagedError, NlftError, reason
 from nlft.measure.items import read_items, write_items
 from nlft.train import StageCost
 from nlft.types import Item
@@ -58,7 +58,7 @@ def read_stages(folders: Sequence[Path]) -> list[Stage]:
     """Reads stages back.
 
     Raises:
-        CheckpointError: one is damaged.
+        DamagedError: one is damaged.
     """
     stages = []
     for folder in folders:
@@ -75,14 +75,14 @@ def undamaged(folder: Path) -> Iterator[None]:
     """Turns what a library says about a damaged stage into a sentence with a way out.
 
     Raises:
-        CheckpointError: the stage cannot be read.
+        DamagedError: the stage cannot be read.
     """
     try:
         yield
     except (NlftError, *UNREADABLE) as error:
         first = folder.name == "0"
         hint = "Start anew in another folder." if first else f"Delete {folder} to go on from the stage before it."
-        raise CheckpointError(f"The stage in {folder} is damaged: {reason(error)}", hint) from error
+        raise DamagedError(f"The stage in {folder} is damaged: {reason(error)}", hint) from error
 
 
 def check_inputs(path: Path, inputs: dict[str, str]) -> None:
@@ -94,7 +94,7 @@ def check_inputs(path: Path, inputs: dict[str, str]) -> None:
     try:
         before: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {reason(error)}", "Start anew in another folder.") from error
+        raise DamagedError(f"{path} is damaged: {reason(error)}", "Start anew in another folder.") from error
     for key, what in (("base_sha256", "base model's weights"), ("rows_sha256", "data")):
         if before.get(key) != inputs[key]:
             raise NlftError(

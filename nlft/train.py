@@ -103,6 +103,8 @@ def train_stage(
         NlftError: nothing is trainable, or the loss is no longer finite.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not steps:
+        return StageCost(steps=0, tokens=0, seconds=0.0, trainable=0, final_loss=math.nan)
     if not trained:
         raise NlftError(f"{label}: the method left nothing to train.", "Choose another method or more layers.")
     accelerator = make_accelerator(config.precision, trained[0].device)

@@ -48,11 +48,27 @@ class Row:
     cluster: str = ""
     """Rows with one cluster are about the same thing; intervals treat them as one draw."""
     meta: Mapping[str, str] = field(default_factory=dict)
+    examples: tuple[Row, ...] = ()
+    """Solved rows that are read in front of this one; neither learned nor scored, and no part of what it is."""
 
     @property
     def references(self) -> tuple[str, ...]:
         """Accepted answers as text, never empty."""
         return self.answers or (self.completion or (self.messages[-1].content if self.messages else ""),)
+
+
+@dataclass(frozen=True, slots=True)
+class HarnessTask:
+    """A task of lm-evaluation-harness, which brings its own documents and asks its own questions."""
+
+    task: str
+    """A task's or group's name, the path of a YAML file, or a task's settings as JSON."""
+    limit: int | None = None
+    """Documents of each task, from the first on; all when None."""
+    num_fewshot: int | None = None
+    """Worked examples in front of each document; the task's own number when None."""
+    filter: str = ""
+    """Which of the task's filters reads the answers; its first when empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +80,10 @@ class Evaluation:
     split: Split
     rows: tuple[Row, ...]
     metric: str
+    stop: str = ""
+    """Text that ends a generated answer, where it goes on; nothing when empty."""
+    harness: HarnessTask | None = None
+    """A task that stands in for rows, of which there are then none; `metric` is one of its own."""
 
     @property
     def column(self) -> str:

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 import nlft
-from nlft.base import FrozenBase
+from nlft.base import FrozenBase, without_adapter
 from nlft.config import Recipe
 from nlft.data.batch import collate
 from nlft.data.template import encode
+from nlft.methods.penalty import FILE
 from nlft.prepare import Prepared
 from nlft.train import StageCost
 
@@ -35,6 +36,8 @@ def logits_digest(model: Any, base: FrozenBase, prepared: Prepared) -> str:
     digest = hashlib.sha256()
     model.eval()
     for evaluation in prepared.domains.evaluations:
+        if not evaluation.rows:
+            continue  # an lm-eval task
         policy = prepared.too_long[evaluation.column]
         rows = [encode(row, base.tokenizer, prepared.max_length, policy)[0] for row in evaluation.rows[:4]]
         batch = collate(rows, prepared.pad_id).to(base.device)
@@ -46,13 +49,13 @@ def logits_digest(model: Any, base: FrozenBase, prepared: Prepared) -> str:
 
 def off_digest(model: Any, base: FrozenBase, prepared: Prepared) -> str:
     """The same with the adapter switched off."""
-    with model.disable_adapter():
+    with without_adapter(model):
         return logits_digest(model, base, prepared)
 
 
 def stored_bytes(folder: Path) -> int:
-    """Bytes of the weights that a stage saved."""
-    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    """Bytes of what a stage has learned, as it was saved; without what penalties remember."""
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors") if path.name != FILE)
 
 
 def latency_ratio(model: Any, base: FrozenBase, prepared: Prepared) -> float | None:

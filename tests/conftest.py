@@ -126,6 +126,12 @@ def short_recipe(**changes: Any) -> Any:
     return Recipe.model_validate({**fields, **changes})
 
 
+@pytest.fixture(scope="session")
+def short() -> Callable[..., Any]:
+    """`recipe` for fixtures that live longer than a test."""
+    return short_recipe
+
+
 @pytest.fixture
 def recipe() -> Callable[..., Any]:
     """`recipe(**changes)` makes a short recipe with five methods."""

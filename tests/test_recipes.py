@@ -29,7 +29,7 @@ train:
 """
 
 A_NAME = "a name holds letters, digits, spaces, '_', '.' and '-', and begins with a letter or digit"
-KINDS = "allowed: full, lora, sparse_memory, cms, hope."
+KINDS = "allowed: full, lora, sparse_memory, cms, hope, few_shot, class_means."
 SCHEDULES = "allowed: constant, linear, cosine."
 TWICE = "this key is written twice, first in line"
 

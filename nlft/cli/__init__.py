@@ -15,8 +15,10 @@ from nlft.cli import (
     compare,
     cp,
     demo,
+    dissect,
     env,
     eval,
+    gate,
     inspect,
     ls,
     promote,
@@ -47,7 +49,9 @@ app.command("train")(train.train)
 app.command("compare")(compare.compare)
 app.command("eval")(eval.evaluate)
 app.command("report")(report.report)
+app.command("gate")(gate.gate)
 app.command("inspect")(inspect.inspect)
+app.command("dissect")(dissect.dissect)
 app.command("tune")(tune.tune)
 app.command("tasks")(tasks.tasks)
 app.command("chat")(chat.chat)
@@ -75,7 +79,8 @@ def options(
 def main(args: list[str] | None = None) -> None:
     """Run a command line and exit.
 
-    Exit codes: 0 done, 1 failed, 2 something the user can correct, 3 not promoted, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 something the user can correct, 3 not promoted or a gate's limit broken,
+    130 interrupted.
     """
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words

@@ -3,31 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nlft.cli.argument import Out, Overrides, RecipeName, going_on, open_console, output_folder
+from nlft.cli.argument import Out, Overrides, RecipeName, fresh_folder, going_on, open_console, output_folder
 
 if TYPE_CHECKING:
     from nlft.config import Recipe
 
 
-Jobs = Annotated[int, typer.Option(min=1, help="Processes that run side by side; each holds a base of its own.")]
+class Executor(str, Enum):
+    """Where runs are done."""
+
+    local = "local"
+    ray = "ray"
 
 
-def compare(recipe: RecipeName, overrides: Overrides = None, out: Out = None, jobs: Jobs = 1) -> None:
-    """Run all methods of a recipe, and compare them.
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Runs side by side; each holds a base of its own. By default 1, and on Ray one for each GPU or core.",
+    ),
+]
+Where = Annotated[
+    Executor,
+    typer.Option(
+        help="`local` processes, or tasks on a `ray` cluster: the one at RAY_ADDRESS, else one on this machine. All"
+        " its nodes must share the output folder and have nlft; the run of a lost worker is begun again."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run and how long it may take, and stop.")]
+
+
+def compare(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Out = None,
+    jobs: Jobs = None,
+    executor: Where = Executor.local,
+    dry_run: DryRun = False,
+) -> None:
+    """Run all methods of a recipe, and compare them; or join finished results: `nlft compare RUN RUN…`.
 
     Every learning rate, seed and order is a run of its own. After an interruption, the same command goes
-    on where it stopped. Exits with 1 if a run failed; the report then holds the others.
+    on where it stopped; after an edit of the recipe, what is finished is used again. Exits with 1 if a run failed;
+    the report then holds the others.
+
+    Two or more result folders of one base, the same tasks and the same rows are joined into one report, in --out or
+    runs/compare-…; nothing is trained.
     """
-    run(recipe, overrides, lambda found: output_folder(out, found.out, found.name), jobs)
+    folders = [Path(word) for word in (recipe, *(overrides or []))]
+    if len(folders) > 1 and all((folder / "runs.parquet").is_file() for folder in folders):
+        return join(folders, out)
+    choices = {"jobs": jobs, "executor": executor.value, "dry_run": dry_run}
+    run(recipe, overrides, lambda found: output_folder(out, found.out, found.name), **choices)
 
 
-def run(recipe: str, overrides: list[str] | None, folder: Callable[[Recipe], Path], jobs: int = 1) -> None:
-    """Compare, then print the table; exit with 1 if a run failed."""
+def join(folders: list[Path], out: Path | None) -> None:
+    """Write one report over finished results, then print its table."""
+    from nlft.cli.report import print_report
+    from nlft.joining import join as join_folders
+
+    names = "-".join(folder.resolve().name for folder in folders)
+    out = out or fresh_folder(Path(f"runs/compare-{names}"))
+    console = open_console()
+    join_folders(folders, out)
+    print_report(out, console)
+
+
+def run(recipe: str, overrides: list[str] | None, folder: Callable[[Recipe], Path], **choices: Any) -> None:
+    """Compare, then print the table; exit with 1 if a run failed.
+
+    Args:
+        choices: of `nlft.compare.compare`.
+    """
     from nlft.cli.report import print_report
     from nlft.recipes import load_recipe
 
@@ -38,7 +91,9 @@ def run(recipe: str, overrides: list[str] | None, folder: Callable[[Recipe], Pat
     with going_on("compare", recipe, *(overrides or []), "--out", str(out)):
         from nlft.compare import compare as run_comparison
 
-        run_comparison(loaded, out, jobs=jobs, console=console)
+        run_comparison(loaded, out, console=console, **choices)
+    if choices.get("dry_run"):
+        return
     summary = print_report(out, console)
     runs = summary["runs"]
     failed = [run["run_id"] for run in runs if run["status"] != "ok"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nlft.cli.argument import open_console
+from nlft.cli.argument import open_console, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Result folder of `nlft train` or `nlft compare`.")],
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Write every run into RUN/export/FORMAT as well: `peft` (its method comparison, with a block"
+            " `continual`) or `every-eval-ever`; can be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Write a result folder's report again."""
     from nlft.errors import NlftError
@@ -24,10 +32,18 @@ def report(
             f"{run} holds no results: there is no items.parquet.",
             "Give the folder that `nlft train` or `nlft compare` wrote.",
         )
+    from nlft.exchange import export as export_runs
+    from nlft.exchange import known_format
     from nlft.report import write_report
 
+    for name in export or ():
+        known_format(name)
     write_report(run)
-    print_report(run, open_console())
+    console = open_console()
+    print_report(run, console)
+    for name in export or ():
+        files = export_runs(run, name)
+        say(console, f"Exported: {len(files)} run{'s' * (len(files) != 1)} to {run / 'export' / name}")
 
 
 def print_report(folder: Path, console: Console) -> dict[str, Any]:

@@ -23,12 +23,12 @@ def validate(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     Files and built-in data are read and every row is checked. What is on the Hub is not looked up.
     """
+    from nlft.plan import plan_cells
     from nlft.recipes import open_recipe
 
     loaded, document = open_recipe(recipe, overrides)
     data = _read_data(loaded, document)
-    train, cells = loaded.train, len(loaded.compare.seeds) * len(loaded.compare.orders or [0])
-    runs = cells * sum(len(method.lrs) for method in loaded.methods.values())
+    train, runs = loaded.train, len(plan_cells(loaded))
     _line("base", f"{loaded.base.model} (dtype {loaded.base.dtype}, quantization {loaded.base.quantization})")
     for where, description in data.items():
         _line(where, description)
@@ -51,7 +51,9 @@ def _sections(recipe: Recipe) -> dict[KeyPath, tuple[str, DataConfig]]:
             if data is not None:
                 sections["tasks", number, part] = f"tasks.{task.name}.{part}", data
     for number, probe in enumerate(recipe.probes):
-        sections["probes", number, "data"] = f"probes.{probe.name}.data", probe.data
+        for part, data in (("data", probe.data), ("shots_from", probe.shots_from)):
+            if data is not None:
+                sections["probes", number, part] = f"probes.{probe.name}.{part}", data
     if recipe.background is not None:
         sections["background",] = "background", recipe.background
     return sections
@@ -66,6 +68,7 @@ def _read_data(recipe: Recipe, document: Document) -> dict[str, str]:
     sources: dict[str, Source] = {}
     unread = False
     problems: list[tuple[KeyPath, NlftError]] = [*_check_base(recipe), *_check_methods(recipe)]
+    problems += _check_harness(recipe, found)
     for path, (where, data) in _sections(recipe).items():
         if is_hub_id(data.path):
             found[where] = f"{data.path}: a Hub dataset, not looked up"
@@ -81,6 +84,24 @@ def _read_data(recipe: Recipe, document: Document) -> dict[str, str]:
         said = [f"{document.where(path)}: {error}" for path, error in problems]
         raise RecipeError(said, "Relative paths start at the current directory." if unread else "")
     return found
+
+
+def _check_harness(recipe: Recipe, found: dict[str, str]) -> list[tuple[KeyPath, NlftError]]:
+    """What can be said of lm-eval tasks without loading them."""
+    from nlft.data.domain import harness_task
+    from nlft.data.harness import check_task
+    from nlft.errors import NlftError
+
+    problems: list[tuple[KeyPath, NlftError]] = []
+    for number, probe in enumerate(recipe.probes):
+        if probe.lm_eval is None:
+            continue
+        try:
+            found[f"probes.{probe.name}"] = check_task(harness_task(probe))
+        except NlftError as error:
+            said = NlftError(f"probes.{probe.name}.lm_eval: {error.message}", error.hint)
+            problems.append((("probes", number, "lm_eval"), said))
+    return problems
 
 
 def _check_base(recipe: Recipe) -> list[tuple[KeyPath, NlftError]]:
@@ -173,6 +194,7 @@ def _check_metrics(
     wanted += [
         (("probes", number), f"probes.{probe.name}.data", "", probe.metric)
         for number, probe in enumerate(recipe.probes)
+        if probe.data is not None
     ]
     for path, where, train, metric in wanted:
         here = metric in METRICS or Path(metric.partition("#")[0]).expanduser().exists()

@@ -6,16 +6,21 @@ A recipe is one YAML file. Unknown keys are errors; every error of a recipe is r
 
 from __future__ import annotations
 
-from nlft.config.compare import CompareConfig
+from nlft.config.compare import BoundsConfig, CompareConfig
 from nlft.config.measure import MeasureConfig
 from nlft.config.method import (
+    ClassMeansConfig,
+    EwcConfig,
+    FewShotConfig,
     FullConfig,
     GateConfig,
+    L2spConfig,
     LearningRates,
     LoraConfig,
     MethodFields,
     ReplayConfig,
     RetentionConfig,
+    UntrainedFields,
 )
 from nlft.config.optimizer import OptimizerConfig
 from nlft.config.pathway import CmsConfig, HopeConfig, LevelFields, SparseMemoryConfig
@@ -41,12 +46,17 @@ from nlft.config.source import (
 __all__ = [
     "NAME",
     "BaseConfig",
+    "BoundsConfig",
+    "ClassMeansConfig",
     "CmsConfig",
     "CompareConfig",
     "DataConfig",
+    "EwcConfig",
+    "FewShotConfig",
     "FullConfig",
     "GateConfig",
     "HopeConfig",
+    "L2spConfig",
     "LearningRates",
     "LevelFields",
     "LoraConfig",
@@ -64,5 +74,6 @@ __all__ = [
     "SparseMemoryConfig",
     "TaskConfig",
     "TrainConfig",
+    "UntrainedFields",
     "parse_share",
 ]

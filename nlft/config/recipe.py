@@ -9,12 +9,15 @@ from pydantic import Field, field_validator, model_validator
 
 from nlft.config.compare import CompareConfig
 from nlft.config.measure import MeasureConfig
-from nlft.config.method import FullConfig, LoraConfig
+from nlft.config.method import ClassMeansConfig, FewShotConfig, FullConfig, LoraConfig
 from nlft.config.pathway import CmsConfig, HopeConfig, SparseMemoryConfig
 from nlft.config.section import NAME, Section
 from nlft.config.source import BaseConfig, DataConfig, ProbeConfig, TaskConfig
 
-Method = Annotated[FullConfig | LoraConfig | SparseMemoryConfig | CmsConfig | HopeConfig, Field(discriminator="kind")]
+Method = Annotated[
+    FullConfig | LoraConfig | SparseMemoryConfig | CmsConfig | HopeConfig | FewShotConfig | ClassMeansConfig,
+    Field(discriminator="kind"),
+]
 """Methods by kind."""
 
 
@@ -95,17 +98,25 @@ class Recipe(Section):
         both = sorted(set(tasks) & {probe.name for probe in self.probes})
         if both:
             raise ValueError(f"{both[0]!r} is the name of a task and of a probe; rename one")
-        for order in self.compare.orders or []:
+        for order in self.compare.orders_of(tasks):
             if sorted(order) != sorted(tasks):
                 raise ValueError(f"compare.orders: {order} does not hold each of the tasks {tasks} once")
+        for key, names in self.compare.bounds:
+            unknown = [name for name in names if name not in self.methods]
+            if unknown:
+                raise ValueError(f"compare.bounds.{key}: {unknown[0]!r} is none of the methods {list(self.methods)}")
         for name, method in self.methods.items():
             if not re.fullmatch(NAME, name):
                 raise ValueError(f"methods: {name!r} is no name; use letters, digits, spaces and any of _ . -")
             gate = getattr(method, "gate", None)
             if self.background is None and (
-                method.kind == "sparse_memory" or gate or (method.replay and method.replay.source == "background")
+                method.kind == "sparse_memory" or gate or getattr(method, "reads_background", False)
             ):
                 raise ValueError(f"methods.{name} needs `background`: general text for its statistics or replay")
+            if getattr(method, "ewc", None) and (
+                method.kind == "sparse_memory" or gate or getattr(method, "tasks", "shared") != "shared"
+            ):
+                raise ValueError(f"methods.{name}.ewc: every task trains parts of its own, so there is nothing to hold")
             retention = getattr(method, "retention", None)
             if retention and gate and retention.of == "predictions":
                 raise ValueError(f"methods.{name}.retention: a gate takes `of: rows` or `tokens`; see `nlft tune`")

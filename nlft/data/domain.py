@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from nlft.config import Recipe
+from nlft.config import ProbeConfig, Recipe
+from nlft.data import harness
+from nlft.data.contamination import Contamination, find_contamination
+from nlft.data.example import BETWEEN
 from nlft.data.source import load, share_choices
-from nlft.errors import NlftError, combined
-from nlft.types import Evaluation, Row, Task
+from nlft.errors import DataError, NlftError, combined
+from nlft.types import Evaluation, HarnessTask, Row, Task
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,8 @@ class Domains:
     background: tuple[Row, ...]
     descriptions: tuple[str, ...]
     """One line a source: what was found where."""
+    contamination: Mapping[str, Contamination] = field(default_factory=dict)
+    """By column, the share of rows that train rows or the background hold a part of."""
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -61,13 +68,69 @@ def load_domains(recipe: Recipe) -> Domains:
             evaluations.append(Evaluation(entry.name, "task", "seen", tuple(seen), entry.metric))
         tasks.append(Task(entry.name, train, tuple(evaluations)))
     for entry in recipe.probes:
-        probes.append(
-            Evaluation(entry.name, "probe", "test", read(entry.data, f"probes.{entry.name}.data"), entry.metric)
-        )
+        where = f"probes.{entry.name}"
+        if entry.data is None:
+            try:
+                probes.append(harness_probe(entry))
+                count = harness.count_documents(probes[-1].harness)
+                descriptions.append(f"{where}: {count} documents of the lm-eval task {probes[-1].harness.task!r}")
+            except NlftError as error:
+                problems.append(DataError(f"{where}.lm_eval: {error.message}", error.hint))
+            continue
+        rows = read(entry.data, f"{where}.data")
+        stop = ""
+        if entry.shots_from is not None:
+            shots = read(entry.shots_from, f"{where}.shots_from")
+            try:
+                rows = with_shots(rows, shots, entry.shots)
+            except DataError as error:
+                problems.append(DataError(f"{where}.shots_from: {error.message}", error.hint))
+            stop = "" if any(row.messages for row in rows) else BETWEEN
+        probes.append(Evaluation(entry.name, "probe", "test", rows, entry.metric, stop))
     background = read(recipe.background, "background") if recipe.background else ()
     if problems:
         raise combined(problems)
-    return Domains(tuple(tasks), tuple(probes), background, tuple(descriptions))
+    domains = Domains(tuple(tasks), tuple(probes), background, tuple(descriptions))
+    texts = {one.column: harness.task_texts(one.harness) for one in probes if one.harness is not None}
+    return replace(domains, contamination=find_contamination(domains.evaluations, tasks, background, texts))
+
+
+def harness_probe(entry: ProbeConfig) -> Evaluation:
+    """A probe whose documents and metric an lm-eval task brings; loads both.
+
+    Raises:
+        DataError: lm-eval is missing, or the task cannot be loaded or scored by document.
+    """
+    spec = harness_task(entry)
+    metric = harness.choose_metric(spec, entry.metric.partition(",")[0])
+    return Evaluation(entry.name, "probe", "test", (), metric, harness=spec)
+
+
+def harness_task(entry: ProbeConfig) -> HarnessTask:
+    """What a probe says of its lm-eval task."""
+    task = entry.lm_eval if isinstance(entry.lm_eval, str) else json.dumps(entry.lm_eval)
+    return HarnessTask(task, entry.limit, entry.num_fewshot, entry.metric.partition(",")[2])
+
+
+def with_shots(rows: tuple[Row, ...], shots: tuple[Row, ...], count: int) -> tuple[Row, ...]:
+    """Every row behind the first `count` of `shots`.
+
+    Raises:
+        DataError: there are fewer, one of them is a row to be scored, or one is plain text.
+    """
+    chosen = tuple(replace(row, choices=(), gold=None) for row in shots[:count])
+    if shots and len(shots) < count:
+        raise DataError(f"shots is {count}, and there are {len(shots)} rows.", "Lower shots, or give more rows.")
+    scored = {(row.prompt, row.completion, row.messages) for row in rows}
+    same = [row for row in chosen if (row.prompt, row.completion, row.messages) in scored]
+    if same:
+        raise DataError(
+            f"{same[0].source or 'A row'} is also a row to be scored.",
+            "Use `skip` to take other rows, or another file.",
+        )
+    if any(not row.prompt and not row.messages for row in chosen):
+        raise DataError("Plain text without a prompt shows no answer.", "Give rows with prompt and completion.")
+    return tuple(replace(row, examples=chosen) for row in rows)
 
 
 def overlaps(domains: Domains) -> list[str]:
@@ -82,6 +145,20 @@ def overlaps(domains: Domains) -> list[str]:
         count = sum((row.prompt, row.completion, row.messages) in trained for row in rows)
         if count:
             sentences.append(f"{count} of {len(rows)} test rows of task {task.name!r} are also train rows.")
+    return sentences
+
+
+def contaminated(domains: Domains) -> list[str]:
+    """One sentence for each column of which the model is trained or calibrated on parts."""
+    sentences: list[str] = []
+    for column in (one.column for one in domains.evaluations if one.split != "seen"):
+        found = domains.contamination.get(column)
+        if found is None:
+            continue
+        parts = [(found.train, "train rows"), (found.background, "the background")]
+        said = " and ".join(f"{share:.1%} with {of}" for share, of in parts if share)
+        if said:
+            sentences.append(f"Rows of {column!r} that share {found.n} words in a row, or all of fewer: {said}.")
     return sentences
 
 
@@ -107,4 +184,4 @@ def unseen_labels(domains: Domains) -> list[str]:
 
 def remarks(domains: Domains) -> list[str]:
     """What is odd about the rows and yet allowed, in sentences."""
-    return [*overlaps(domains), *unseen_labels(domains)]
+    return [*overlaps(domains), *unseen_labels(domains), *contaminated(domains)]

@@ -48,7 +48,11 @@ def read(path: Path, split: str = "train") -> list[Record]:
 
 
 def records_of(dataset: Any, name: str) -> list[Record]:
-    """Records of a `datasets.Dataset`; integers of a `ClassLabel` column become the label's name."""
+    """Records of a `datasets.Dataset`; integers of a `ClassLabel` column become the label's name.
+
+    A column that is a structure becomes one column a field, as `answer.value`.
+    """
+    dataset = dataset.flatten()
     return _named_labels(name, dataset.to_list(), dataset.features)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def load(config: DataConfig, where: str = "") -> Source:
 
     With `limit` or `skip`, the rows are shuffled by `sample_seed`, the first `skip` are left out, up to
     `limit` are kept, and those come in the file's order: equal seeds and adjoining ranges cut disjoint parts
-    out of one file. Label rows get the choices of the whole file, so such parts share them.
+    out of one file. Label rows get the choices of the whole file, so such parts, and those of `only`, share them.
     Raises `DataError`, naming file and line.
     """
     try:
@@ -78,6 +78,7 @@ def _load(config: DataConfig) -> Source:
     except DataError as error:
         raise DataError(f"{name} (columns {', '.join(found)}): {error.message}", error.hint) from error
     rows = to_rows(records, layout, columns, config.join)
+    rows = _chosen(rows, records, config.only, name)
     used = used_columns(layout, columns)
     unused = [column for column in found if column not in used]
     detail = f"columns {', '.join(used)}" + (f"; not used: {', '.join(unused)}" if unused else "")
@@ -89,7 +90,7 @@ def _load_world(config: DataConfig) -> Source:
         raise DataError(f"There is no built-in data {config.path!r}.", f"Built-in data begins with {WORLD!r}.")
     from nlft.data import world
 
-    _refuse(config, ("split", "name", "revision", "format", "columns"))
+    _refuse(config, ("split", "name", "revision", "format", "columns", "only"))
     rows = world.rows(config.path.removeprefix(WORLD))
     layout: Format = "messages" if rows[0].messages else "completion" if rows[0].prompt else "text"
     return _sample(config, rows, layout, config.path)
@@ -133,6 +134,26 @@ def _refuse(config: DataConfig, keys: Sequence[str]) -> None:
                 f"{key} is {getattr(config, key)!r}, but has no effect on {config.path!r}.",
                 f"Leave {key} out; to read one of several files, name that file.",
             )
+
+
+def _chosen(rows: list[Row], records: Sequence[Record], only: Mapping[str, Sequence[str]], name: str) -> list[Row]:
+    """The rows whose record holds, in every column named, one of the values wanted."""
+    for column, wanted in only.items():
+        there = dict.fromkeys(str(record.fields.get(column)) for record in records)
+        missing = [value for value in wanted if value not in there]
+        if missing:
+            raise DataError(
+                f"only.{column}: no record of {name} has {missing[0]!r} there.",
+                f"There are {', '.join(list(there)[:8])}{' …' * (len(there) > 8)}.",
+            )
+    kept = [
+        row
+        for row, record in zip(rows, records, strict=True)
+        if all(str(record.fields.get(column)) in wanted for column, wanted in only.items())
+    ]
+    if not kept:
+        raise DataError(f"only: no record of {name} has all of {dict(only)}.", "Correct `only`.")
+    return kept
 
 
 def _sample(config: DataConfig, rows: list[Row], layout: Format, name: str) -> Source:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nlft.data.chat import assistant_spans, check_template, render, special_tokens
+from nlft.data.example import as_text, examples_text, with_turns
 from nlft.data.tokens import Tokens, count_bytes, tokenise, tokens_before
 from nlft.errors import DataError
 from nlft.types import IGNORE, Row
@@ -54,6 +55,7 @@ def encode(row: Row, tokenizer: Any, max_length: int, too_long: TooLong = "error
     - A conversation goes through the chat template; every assistant turn is a target. The end token is
       appended unless the template ends the last turn with a special token of its own.
     - The begin token comes first if the tokenizer has one (a chat template writes its own).
+    - The row's examples are read in front of it, behind a conversation's system prompt.
 
     Special tokens written in a prompt, completion or text are plain text where the tokenizer allows it.
 
@@ -110,26 +112,28 @@ def pad_id(tokenizer: Any) -> int:
 def _plain_drafts(rows: Sequence[Row], tokenizer: Any) -> list[_Draft]:
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    texts = [row.prompt + row.join + row.completion if row.prompt else row.completion for row in rows]
+    texts = [examples_text(row) + as_text(row) for row in rows]
     drafts = []
     for row, tokens in zip(rows, tokenise(texts, tokenizer, markup=False), strict=True):
-        lo = tokens_before(tokens, len(row.prompt), tokenizer, markup=False) if row.prompt else 0
+        begin = len(tokens.text) - len(as_text(row)) + len(row.prompt)
+        lo = tokens_before(tokens, begin, tokenizer, markup=False) if begin else 0
         spans = [(lo, len(tokens.ids))]
-        at = len(tokens.text) - len(row.completion.lstrip()) if row.prompt else 0
+        at = len(tokens.text) - len(row.completion.lstrip()) if row.prompt else begin
         own = tokens_before(tokens, at, tokenizer, markup=False)
-        drafts.append(_Draft(tokens, spans, bos, eos if row.prompt else [], len(row.prompt), own))
+        drafts.append(_Draft(tokens, spans, bos, eos if row.prompt else [], begin, own))
     return drafts
 
 
 def _chat_drafts(rows: Sequence[Row], tokenizer: Any) -> list[_Draft]:
-    for row in rows:
-        check_template(row, tokenizer)
+    wholes = [with_turns(row) for row in rows]
+    for whole, _ in wholes:
+        check_template(whole, tokenizer)
     special = frozenset(special_tokens(tokenizer)) if rows else frozenset()
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     drafts = []
-    texts = [render(row, tokenizer) for row in rows]
-    for row, tokens in zip(rows, tokenise(texts, tokenizer, markup=True), strict=True):
-        spans = [(lo, hi) for lo, hi in assistant_spans(row, tokens, tokenizer) if lo < hi]
+    texts = [render(whole, tokenizer) for whole, _ in wholes]
+    for (whole, shown), tokens in zip(wholes, tokenise(texts, tokenizer, markup=True), strict=True):
+        spans = [(lo, hi) for lo, hi in assistant_spans(whole, tokens, tokenizer)[shown:] if lo < hi]
         last = spans[-1][1] if spans else 0
         ended = any(i in special for i in tokens.ids[max(last - 1, 0) :])
         # What follows the last target is never read by one, so it is left out.

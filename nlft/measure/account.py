@@ -57,7 +57,9 @@ def account_of(
         "kind": row["kind"],
         "replay": bool(method_config(row).get("replay")),
         "told_task": bool(row["told_task"]),
+        "plain": is_plain(row),
         "lr": row["lr"],
+        "steps": steps_of(row),
         "seed": row["seed"],
         "order": list(row["order"] or []),
         "status": row["status"] or "unknown",
@@ -67,6 +69,7 @@ def account_of(
         "values": values_of(R, columns, row["order"] or [], ceiling) | {"costs": {name: row[name] for name in COSTS}},
         "intervals": intervals_of(items, columns, row["order"] or []),
         "integrity": {name: row[name] for name in PROOFS},
+        "overlap": json.loads(row["overlap"] or "null"),
     }
 
 
@@ -77,6 +80,22 @@ def method_config(row: Mapping[str, Any]) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def is_plain(row: Mapping[str, Any]) -> bool:
+    """Whether a run is one of the rivals that others are measured against: full finetuning, or one LoRA that all tasks
+    share, with no gate, replay or regulariser, and not told the task."""
+    config = method_config(row)
+    if row["told_task"] or any(config.get(part) for part in ("gate", "replay", "ewc", "l2sp")):
+        return False
+    shared = config.get("tasks", "shared") == "shared" and str(config.get("peft_type", "LORA")).upper() == "LORA"
+    return row["kind"] == "full" or (row["kind"] == "lora" and shared)
+
+
+def steps_of(row: Mapping[str, Any]) -> int:
+    """Optimiser steps a task; 0 where nothing was trained, or where a failed run of version 0.1 does not say it."""
+    steps, total, tasks = method_config(row).get("steps"), row["steps"], row["order"]
+    return steps if isinstance(steps, int) else (total or 0) // (len(tasks or []) or 1)
 
 
 def values_of(R: Matrix, columns: Sequence[Column], order: Sequence[str], ceiling: Matrix) -> dict[str, Any]:

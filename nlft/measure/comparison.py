@@ -1,4 +1,4 @@
-"""Several runs beside each other: means over seeds and orders, frontiers, forgetting at matched learning."""
+"""Several runs of a method beside each other: means over seeds and orders, and the range from run to run."""
 
 from __future__ import annotations
 
@@ -8,20 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from nlft.measure.frontier import (
-    LEVELS,
-    Point,
-    Reading,
-    common_level,
-    lower_envelope,
-    ratio_to,
-    read_envelope,
-    reference_of,
-)
-from nlft.measure.interval import ratio_interval, sign_flip_p
+from nlft.measure.continual import intransigence
+from nlft.measure.matrix import Column
 
 Run = Mapping[str, Any]
-Cell = tuple[Any, ...]
 
 
 def finished(runs: Sequence[Run]) -> list[Run]:
@@ -30,17 +20,19 @@ def finished(runs: Sequence[Run]) -> list[Run]:
 
 
 def compare_methods(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One entry a method and learning rate: the mean over its finished runs, and the range from run to run.
+    """One entry a method, learning rate and number of steps: the mean over its finished runs, and their range.
 
-    `best` marks the learning rate of a method that has learned most at the end. It is chosen on the very items
-    that are reported, so it looks slightly better than it is; every other one is listed beside it.
+    `best` marks the learning rate and steps of a method that have learned most at the end. They are chosen on the very
+    items that are reported, so they look slightly better than they are; all others are listed beside them.
     """
-    groups: dict[tuple[str, float], list[Run]] = {}
+    known = {(run["method"], run["lr"]): run["steps"] for run in runs if run["steps"]}
+    groups: dict[tuple[str, float, int], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run["method"], run["lr"]), []).append(run)
-    names = list(dict.fromkeys(name for name, _ in groups))
+        steps = run["steps"] or known.get((run["method"], run["lr"]), 0)
+        groups.setdefault((run["method"], run["lr"], steps), []).append(run)
+    names = list(dict.fromkeys(run["method"] for run in runs))
     entries = []
-    for (method, lr), group in sorted(groups.items(), key=lambda entry: (names.index(entry[0][0]), entry[0][1])):
+    for (method, lr, steps), group in sorted(groups.items(), key=lambda pair: (names.index(pair[0][0]), *pair[0][1:])):
         done = finished(group)
         same_order = [run for run in done if run["order"] == done[0]["order"]]
         entries.append(
@@ -49,7 +41,9 @@ def compare_methods(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "kind": group[0]["kind"],
                 "replay": group[0]["replay"],
                 "told_task": group[0]["told_task"],
+                "plain": group[0]["plain"],
                 "lr": lr,
+                "steps": steps,
                 "best": False,
                 "n_runs": len(group),
                 "n_finished": len(done),
@@ -87,92 +81,28 @@ def combine(trees: Sequence[Any]) -> Any:
     return {"value": float(np.mean(found)), "low": min(found), "high": max(found), "n": len(found)}
 
 
-def frontiers(entries: Sequence[Mapping[str, Any]], runs: Sequence[Run], moment: str) -> dict[str, Any]:
-    """Points, envelopes and forgetting at matched learning, with learning taken at one `moment`.
+def intransigence_of(
+    entry: Mapping[str, Any], bounds: Mapping[str, Any], columns: Sequence[Column], unit: str | None
+) -> dict[str, float]:
+    """How far an entry's tasks, each right after its training, fall short of what its method reached on each alone
+    ("single") and on all at once ("multitask"); NaN without a bound for every task of the unit.
 
     Args:
-        entries: `compare_methods` of the runs.
-        runs: the runs.
-        moment: "now" (right after each task's training) or "end" (after the last task).
+        entry: one of `compare_methods`.
+        bounds: `bounds.bounds_of`.
+        columns: the columns of the matrices.
+        unit: of the tasks that count.
     """
-    points: dict[str, list[dict[str, float]]] = {}
-    for entry in entries:
-        if entry["n_finished"]:
-            values = entry["values"]
-            points.setdefault(entry["method"], []).append(
-                {
-                    "lr": entry["lr"],
-                    "learning": values["learning"][moment]["value"],
-                    "forgetting": values["base_forgetting"]["value"],
-                    "n_runs": entry["n_finished"],
-                }
-            )
-    envelopes = {
-        method: lower_envelope([(point["learning"], point["forgetting"]) for point in own])
-        for method, own in points.items()
-    }
-    plain = [name for name in envelopes if any(_is_plain(entry) for entry in entries if entry["method"] == name)]
-    common = common_level(envelopes)
-    levels: list[float] = sorted({*LEVELS} if math.isnan(common) else {*LEVELS, common})
-    cells = _cells(finished(runs), moment)
-    matched = [
-        {"level": level, "common": level == common} | _matched(level, envelopes, plain, cells) for level in levels
-    ]
-    return {"points": points, "envelopes": envelopes, "matched": matched if len(envelopes) > 1 else []}
-
-
-def _is_plain(entry: Mapping[str, Any]) -> bool:
-    return entry["kind"] in ("full", "lora") and not entry["replay"]
-
-
-def _matched(
-    level: float,
-    envelopes: Mapping[str, Sequence[Point]],
-    plain: Sequence[str],
-    cells: Mapping[Cell, Mapping[str, Sequence[Point]]],
-) -> dict[str, Any]:
-    readings = {method: read_envelope(envelope, level) for method, envelope in envelopes.items()}
-    reference = reference_of(readings, plain)
-    least = readings[reference].value if reference else math.nan
-    return {
-        "forgetting": {method: reading.value for method, reading in readings.items()},
-        "why": {method: reading.why for method, reading in readings.items() if reading.why},
-        "reference": reference,
-        "ratio": {method: ratio_to(reading.value, least) for method, reading in readings.items()},
-        "runs": {
-            method: _over_cells(method, reference, level, cells) for method in readings if reference and len(cells) > 1
-        },
-    }
-
-
-def _over_cells(
-    method: str, reference: str, level: float, cells: Mapping[Cell, Mapping[str, Sequence[Point]]]
-) -> dict[str, Any]:
-    """The same reading within each pair of seed and order, and the sign-flip test against the reference."""
-    nothing = Reading(math.nan)
-    pairs = []
-    for cell in cells.values():
-        own, other = (read_envelope(cell[name], level) if name in cell else nothing for name in (method, reference))
-        if not math.isnan(own.value) and not math.isnan(other.value):
-            pairs.append((own.value, other.value))
-    values = [own for own, _ in pairs]
-    nothing_to_say = method == reference
-    ratio_low, ratio_high = ratio_interval(values, [other for _, other in pairs])
-    return {
-        "n": len(pairs),
-        "low": min(values, default=math.nan),
-        "high": max(values, default=math.nan),
-        "p_signflip": math.nan if nothing_to_say else sign_flip_p([own - other for own, other in pairs]),
-        "ratio_low": math.nan if nothing_to_say else ratio_low,
-        "ratio_high": math.nan if nothing_to_say else ratio_high,
-    }
-
-
-def _cells(runs: Sequence[Run], moment: str) -> dict[Cell, dict[str, list[Point]]]:
-    """Envelopes by (seed, order) and method."""
-    points: dict[Cell, dict[str, list[Point]]] = {}
-    for run in runs:
-        cell = points.setdefault((run["seed"], *run["order"]), {})
-        point = (float(run["values"]["learning"][moment]), float(run["values"]["base_forgetting"]))
-        cell.setdefault(run["method"], []).append(point)
-    return {cell: {name: lower_envelope(own) for name, own in methods.items()} for cell, methods in points.items()}
+    tests = {column.name: column.sign for column in columns if (column.role, column.split) == ("task", "test")}
+    units = {column.name: column.unit for column in columns}
+    tasks = [name for name in entry["values"].get("tasks", {}) if units[name] == unit]
+    signs = np.array([tests[name] for name in tasks], dtype=np.float64)
+    R = np.full((len(tasks) + 1, len(tasks)), math.nan)
+    for j, name in enumerate(tasks):
+        R[j + 1, j] = signs[j] * entry["values"]["tasks"][name]["now"]["value"]
+    found = {}
+    for kind in ("single", "multitask"):
+        own = bounds.get(kind, {}).get(entry["method"], {})
+        reached = np.array([own.get(name, {}).get("value", math.nan) for name in tasks], dtype=np.float64)
+        found[kind] = intransigence(R, signs * reached)
+    return found

@@ -26,6 +26,8 @@ DEFINITIONS = {
     "they ever were before the last stage (Chaudhry et al.); may be below zero",
     "fwt_base": "FWT, mean_{j>1} (R[j-1,j] - R[0,j]): what the tasks before did for a task not yet learned, "
     "against the base",
+    "intransigence": "I, mean_j (s_j - R[j,j]): what a task learned in the sequence falls short of s, the same task "
+    "learned alone (or of all tasks learned at once)",
 }
 """In words, for reports. R[i,j] is task j after the i-th of T tasks, i = 0 is the base."""
 
@@ -55,6 +57,20 @@ def forgetting(R: Matrix) -> float:
 def forward_transfer(R: Matrix) -> float:
     """FWT_base = mean_{j>1} (R[j-1, j] - R[0, j]): needs the upper triangle; NaN with one task."""
     return _mean(R[j, j] - R[0, j] for j in _measured(R) if j > 0)
+
+
+def intransigence(R: Matrix, single: Matrix) -> float:
+    """I = mean_j (s_j - R[j, j]): what a task learned in the sequence falls short of the same task learned alone.
+
+    Above zero, the tasks before were in the way; below, they helped (Chaudhry et al. 2018). NaN without any task, and
+    where a task was measured and its bound was not.
+
+    Args:
+        R: [T+1, T].
+        single: s [T], what each task reached alone, or in another column of a report all tasks at once.
+    """
+    learned = np.diagonal(R[1:])
+    return _mean(single[j] - learned[j] for j in _measured(R))
 
 
 def acquisition(R: Matrix) -> Matrix:

@@ -14,6 +14,8 @@ def check_evaluation(evaluation: Evaluation) -> None:
         DataError: no rows, plain text where an answer is wanted, or rows without choices.
         RecipeError: a metric that cannot be loaded.
     """
+    if evaluation.harness is not None:
+        return
     if not evaluation.rows:
         raise DataError(
             f"{evaluation.column!r} has no rows to score.", "Check the path, `limit` and `skip` of its data."

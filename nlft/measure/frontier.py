@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,7 +25,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Forgetting of one method at one level of learning, or why there is none."""
+    """What was read off the curve of one method, or why nothing was; a value with a reason is a limit."""
 
     value: float
     why: str = ""
@@ -101,13 +102,47 @@ def read_envelope(envelope: Sequence[Point], level: float) -> Reading:
     return Reading(float(np.interp(level, [p[0] for p in envelope], [p[1] for p in envelope])))
 
 
-def common_level(envelopes: Mapping[str, Sequence[Point]]) -> float:
-    """The largest learning that every method reached; NaN if their ranges do not meet, or with one method."""
+def common_range(envelopes: Mapping[str, Sequence[Point]]) -> tuple[float, float]:
+    """Learning that every method spans, from the largest least to the smallest most; (NaN, NaN) if their ranges do not
+    meet, or with fewer than two methods."""
     if len(envelopes) < 2 or not all(envelopes.values()):
-        return math.nan
+        return math.nan, math.nan
     most = min(envelope[-1][0] for envelope in envelopes.values())
     least = max(envelope[0][0] for envelope in envelopes.values())
-    return most if most >= least else math.nan
+    return (least, most) if most >= least else (math.nan, math.nan)
+
+
+def common_level(envelopes: Mapping[str, Sequence[Point]]) -> float:
+    """The largest learning that every method reached; NaN if their ranges do not meet, or with one method."""
+    return common_range(envelopes)[1]
+
+
+def mean_between(envelope: Sequence[Point], low: float, high: float) -> float:
+    """Mean forgetting over a range of learning: the area under the curve by the range's width (its hypervolume).
+
+    NaN where the curve does not span the range, or the range has no width.
+    """
+    ends = read_envelope(envelope, low).value, read_envelope(envelope, high).value
+    if any(map(math.isnan, ends)) or not high - low > 1e-9:
+        return math.nan
+    inner = [point for point in envelope if low < point[0] < high]
+    points = [(low, ends[0]), *inner, (high, ends[1])]
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points))
+    return area / (high - low)
+
+
+def most_within(envelope: Sequence[Point], budget: float) -> Reading:
+    """The largest learning at which no more than the budget was lost; `why` where there is none, or where the sweep
+    ended before the budget was spent, so that the value is a lower limit."""
+    if not envelope:
+        return Reading(math.nan, "no finished run")
+    if envelope[0][1] > budget + 1e-9:
+        return Reading(math.nan, f"lost at least {envelope[0][1]:.3g}; add a smaller learning rate")
+    if envelope[-1][1] <= budget + 1e-9:
+        return Reading(envelope[-1][0], "the sweep ends within the budget: it may be more")
+    right = next(i for i, point in enumerate(envelope) if point[1] > budget + 1e-9)
+    (x, y), (x_next, y_next) = envelope[right - 1 : right + 1]
+    return Reading(x + (x_next - x) * min(max((budget - y) / (y_next - y), 0.0), 1.0))
 
 
 def reference_of(readings: Mapping[str, Reading], plain: Sequence[str]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from nlft.data.batch import collate
 from nlft.data.template import Encoded
 from nlft.measure.likelihood import Likelihood, by_length
+from nlft.measure.prefix import can_share, positions_of
 from nlft.types import IGNORE
 
 
@@ -24,18 +25,28 @@ def generate(
     stops: Collection[int],
     pad_id: int,
     batch_size: int,
+    ended: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """Greedy continuations of prompts (ids), left-padded in batches; results in the given order.
 
-    Call under `evaluating(model)`. Decoding settings that come with the model (sampling, repetition penalty,
-    suppressed tokens) do not apply.
+    A row that has ended leaves its batch, so it costs nothing more and no row runs on beyond its own budget. Call
+    under `evaluating(model)`. Decoding settings that come with the model (sampling, repetition penalty, suppressed
+    tokens) do not apply.
 
     Args:
         budgets: most new tokens for each prompt.
         stops: ids that end a continuation; not part of it.
+        ended: says of the ids written so far whether the text is over.
     """
-    results: dict[int, list[int]] = {}
-    order = sorted(range(len(prompts)), key=budgets.__getitem__)
+    results: dict[int, list[int]] = {i: [] for i, budget in enumerate(budgets) if budget < 1}
+    if can_share(model):
+        order = [i for i in range(len(prompts)) if i not in results]
+        for chosen in by_length([len(prompts[i]) for i in order], batch_size):
+            some = [order[place] for place in chosen]
+            texts = _decode(model, [prompts[i] for i in some], [budgets[i] for i in some], stops, pad_id, ended)
+            results.update(zip(some, texts, strict=True))
+        return [results[i] for i in range(len(prompts))]
+    order = sorted((i for i in range(len(prompts)) if i not in results), key=budgets.__getitem__)
     # Equal budgets together: no row of a batch runs on beyond its own, which could be the end of the context.
     for budget, group in groupby(order, key=budgets.__getitem__):
         members = list(group)
@@ -44,6 +55,50 @@ def generate(
             texts = _batch(model, [prompts[i] for i in some], budget, stops, pad_id)
             results.update(zip(some, texts, strict=True))
     return [results[i] for i in range(len(prompts))]
+
+
+def _decode(
+    model: Any,
+    prompts: Sequence[list[int]],
+    budgets: Sequence[int],
+    stops: Collection[int],
+    pad_id: int,
+    ended: Callable[[list[int]], bool] | None,
+) -> list[list[int]]:
+    """One batch, token by token."""
+    rows = [Encoded(prompt, [IGNORE] * len(prompt), 0) for prompt in prompts]
+    batch = collate(rows, pad_id, side="left").to(next(model.parameters()).device)
+    ids, mask = batch.input_ids, batch.attention_mask
+    places = positions_of(mask)
+    cache = None
+    written: list[list[int]] = [[] for _ in prompts]
+    active = list(range(len(prompts)))
+    while True:
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache, tokens = output.past_key_values, output.logits[:, -1].float().argmax(dim=-1)
+        going = []
+        for place, (row, token) in enumerate(zip(active, tokens.tolist(), strict=True)):
+            if token in stops:
+                continue
+            written[row].append(token)
+            if len(written[row]) < budgets[row] and not (ended and ended(written[row])):
+                going.append(place)
+        if not going:
+            return written
+        if len(going) < len(active):
+            kept = torch.tensor(going, device=tokens.device)
+            cache.batch_select_indices(kept)
+            mask, places, tokens = mask[kept], places[kept], tokens[kept]
+            active = [active[place] for place in going]
+        ids, places = tokens[:, None], places[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
 
 
 def is_written(encoded: Encoded, start: int, likelihood: Likelihood, budget: int, stops: Collection[int]) -> bool:

@@ -1,14 +1,16 @@
 """Intervals and tests, at two levels that are never mixed: over items of one run, and over runs.
 
 Item level: the same items with and without the adapter, so differences are paired; rows about one thing are one
-draw (Miller 2024, 2411.00640). Run level: seeds and orders, by an exact sign-flip test.
+draw (Miller 2024, 2411.00640). Run level: seeds and orders, by an exact sign-flip test here and the bootstrap of
+`bootstrap.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -120,22 +122,6 @@ def sign_flip_p(differences: ArrayLike) -> float:
     return float(result.pvalue)
 
 
-def ratio_interval(own: ArrayLike, other: ArrayLike, draws: int = 9999, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap over paired runs of `mean(own) / mean(other)`.
-
-    (NaN, NaN) for fewer than two pairs, or if the other mean is not above zero in every draw.
-    """
-    a, b = np.asarray(own, dtype=np.float64), np.asarray(other, dtype=np.float64)
-    if len(a) < 2:
-        return math.nan, math.nan
-    chosen = np.random.default_rng(seed).integers(len(a), size=(draws, len(a)))
-    below = b[chosen].mean(axis=1)
-    if not (below > 0).all():
-        return math.nan, math.nan
-    low, high = np.percentile(a[chosen].mean(axis=1) / below, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def _difference(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """[n, 4] sums of value * weight and weight, before and after, to differences [n]."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -144,13 +130,27 @@ def _difference(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _resample(sums: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
     """Differences [draws] of resampled clusters."""
+    return np.concatenate([_difference(counts @ sums) for counts in draw_clusters(len(sums), draws, seed)])
+
+
+def draw_clusters(n: int, draws: int, seed: int | np.random.SeedSequence) -> Iterator[NDArray[np.float64]]:
+    """How often each of n clusters is drawn when n are drawn with replacement: [draws, n], some rows at a time."""
+    if isinstance(seed, int) and n * draws <= CHUNK:
+        yield _counts(n, draws, seed)  # the columns of all runs of a comparison have few sizes
+        return
     generator = np.random.default_rng(seed)
-    n = len(sums)
     step = max(1, CHUNK // n)
-    found = []
     for start in range(0, draws, step):
-        size = min(step, draws - start)
-        chosen = generator.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
-        counts = np.bincount(chosen.ravel(), minlength=size * n).reshape(size, n)
-        found.append(_difference(counts @ sums))
-    return np.concatenate(found)
+        yield _some(generator, n, min(step, draws - start))
+
+
+@lru_cache(maxsize=4)
+def _counts(n: int, draws: int, seed: int) -> NDArray[np.float64]:
+    counts = _some(np.random.default_rng(seed), n, draws)
+    counts.flags.writeable = False
+    return counts
+
+
+def _some(generator: np.random.Generator, n: int, draws: int) -> NDArray[np.float64]:
+    chosen = generator.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(chosen.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)

@@ -7,10 +7,12 @@ One process writes a folder at a time.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +77,14 @@ RUNS_SCHEMA = pa.schema(
         ("peak_rss", pa.int64()),
         ("latency_ratio", pa.float64()),
         ("overlap", pa.string()),
+        ("dissect", pa.string()),
     ]
 )
 """Columns of `runs.parquet`. `versions` and `config` (the method's part of the recipe) are JSON; bytes and
 seconds are as named; `status` is "ok" or "failed: " and the reason. `setting` is "sequence" (null stands for it), or
 "single" or "multitask" for a run that is an upper bound. `told_task`: the method is told each row's task. `cell` is
-the content address of the run. Columns from `setting` on are null in tables of version 0.1."""
+the content address of the run; `dissect` is what `dissect.json` holds. Columns from `setting` on are null in tables of
+version 0.1."""
 ADDED = RUNS_SCHEMA.names[RUNS_SCHEMA.get_field_index("setting") :]
 
 FIELDS = tuple(field.name for field in fields(Item))
@@ -113,8 +117,14 @@ def read_run_items(path: Path) -> dict[str, list[Item]]:
     place = 1 + FIELDS.index("value")
     columns[place] = [math.nan if value is None else value for value in columns[place]]
     found: dict[str, list[Item]] = {}
-    for run_id, *values in zip(*columns, strict=True):
-        found.setdefault(run_id, []).append(Item(*values))
+    collecting = gc.isenabled()
+    gc.disable()  # a million items without a cycle, which the collector would go through again and again
+    try:
+        for run_id, *values in zip(*columns, strict=True):
+            found.setdefault(run_id, []).append(Item(*values))
+    finally:
+        if collecting:
+            gc.enable()
     return found
 
 
@@ -138,17 +148,27 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
     return _read(path, RUNS_SCHEMA).to_pylist()
 
 
-def join_results(out: Path, folders: Iterable[Path], failed: Sequence[Mapping[str, Any]] = ()) -> None:
+def join_results(
+    out: Path,
+    folders: Iterable[Path],
+    failed: Sequence[Mapping[str, Any]] = (),
+    rename: Callable[[Path, str, str], str] = lambda folder, column, name: name,
+) -> None:
     """Writes the items and runs of several result folders, and the rows of failed runs, as one into `out`.
 
-    What `out` held before is replaced.
+    What `out` held before is replaced. `rename` is given a folder, "run_id" or "method", and a name of that folder, and
+    gives the name that it has in `out`.
 
     Raises:
         DataError: a folder without results, or two with the same `run_id`.
     """
     folders = list(folders)
-    items = [_read(folder / "items.parquet", ITEMS_SCHEMA) for folder in folders]
-    runs = [_read(folder / "runs.parquet", RUNS_SCHEMA) for folder in folders]
+    items, runs = [], []
+    for folder in folders:
+        items.append(_renamed(_read(folder / "items.parquet", ITEMS_SCHEMA), ("run_id",), partial(rename, folder)))
+        runs.append(
+            _renamed(_read(folder / "runs.parquet", RUNS_SCHEMA), ("run_id", "method"), partial(rename, folder))
+        )
     joined = pa.concat_tables([*runs, _runs_table(failed)])
     names = joined.column("run_id").to_pylist()
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -156,6 +176,13 @@ def join_results(out: Path, folders: Iterable[Path], failed: Sequence[Mapping[st
         raise DataError(f"Two runs are called {twice[0]!r}.", "Join folders of different runs.")
     _write(out / "items.parquet", pa.concat_tables([ITEMS_SCHEMA.empty_table(), *items]))
     _write(out / "runs.parquet", joined)
+
+
+def _renamed(table: pa.Table, columns: Sequence[str], rename: Callable[[str, str], str]) -> pa.Table:
+    for column in columns:
+        names = pa.array([rename(column, name) for name in table.column(column).to_pylist()], pa.string())
+        table = table.set_column(table.column_names.index(column), column, names)
+    return table
 
 
 def _runs_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -178,9 +205,9 @@ def _replace(path: Path, table: pa.Table, run_ids: Sequence[str]) -> None:
 
 def _write(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial)
-    os.replace(partial, path)
+    unfinished = path.with_name(path.name + ".partial")
+    pq.write_table(table, unfinished)
+    os.replace(unfinished, path)
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:

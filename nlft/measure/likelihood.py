@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nlft.data.batch import Batch, collate
 from nlft.data.template import Encoded, prompt_ids
+from nlft.measure.prefix import can_share, in_batches, shared_logits, shared_prompts
 from nlft.types import IGNORE
 
 CHUNK = 1024
@@ -32,34 +33,71 @@ class Likelihood:
     """True if every token of the last run of targets is the likeliest one after those before it."""
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices of sequences in batches of like length, longest first: memory runs out at once or never."""
+TOKENS = {"cpu": 2048}
+"""Tokens of a pass by kind of device: what is computed then stays in a processor's caches."""
+MOST_TOKENS = 32768
+"""The same where the device is not named: a bound on the logits, which are [tokens, vocabulary]."""
+
+
+def by_length(lengths: Sequence[int], batch_size: int, most: int | None = None) -> Iterator[list[int]]:
+    """Indices of sequences in batches of like length, longest first: memory runs out at once or never.
+
+    Args:
+        most: tokens of a batch, padding included; one sequence may have more.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return (order[at : at + batch_size] for at in range(0, len(order), batch_size))
+    at = 0
+    while at < len(order):
+        size = batch_size if most is None else min(batch_size, max(1, most // max(1, lengths[order[at]])))
+        yield order[at : at + size]
+        at += size
 
 
 def likelihoods(model: Any, encoded: Sequence[Encoded], pad_id: int, batch_size: int) -> list[Likelihood]:
-    """One teacher-forced pass over all sequences, right-padded; results in the given order.
+    """One teacher-forced pass over all sequences; results in the given order.
 
-    Call under `evaluating(model)`. Softmax and sums are float32 and float64 whatever the model's dtype.
+    Sequences are right-padded in batches of like length. Prompts that several of them share are read once
+    (`prefix.py`). Call under `evaluating(model)`. Softmax and sums are float32 and float64 whatever the model's dtype.
     """
     results: dict[int, Likelihood] = {}
     device = next(model.parameters()).device
-    for chosen in by_length([len(row.ids) for row in encoded], batch_size):
-        rows = [encoded[i] for i in chosen]
-        results.update(zip(chosen, _batch(model, rows, collate(rows, pad_id).to(device)), strict=True))
-    return [results[i] for i in range(len(encoded))]
+    groups = shared_prompts(encoded) if can_share(model) else []
+    for some in in_batches(groups, batch_size):
+        rows, batch, kept, logits, places = shared_logits(model, encoded, some, pad_id)
+        members = [index for group in some for index in group.members]
+        results.update(zip(members, _read(rows, batch, kept, logits, places), strict=True))
+    rest = [index for index in range(len(encoded)) if index not in results]
+    most = TOKENS.get(device.type, MOST_TOKENS)
+    for chosen in by_length([len(encoded[index].ids) for index in rest], batch_size, most):
+        rows = [encoded[rest[place]] for place in chosen]
+        batch = collate(rows, pad_id).to(device)
+        kept = predicting(batch)
+        found = _read(rows, batch, kept, logits_at(model, batch, kept))
+        results.update(zip((rest[place] for place in chosen), found, strict=True))
+    return [results[index] for index in range(len(encoded))]
 
 
-def _batch(model: Any, rows: Sequence[Encoded], batch: Batch) -> list[Likelihood]:
+def predicting(batch: Batch) -> Tensor:
+    """Positions [K] after which some row of the batch has a target."""
+    return (batch.labels[:, 1:] != IGNORE).any(dim=0).nonzero()[:, 0]
+
+
+def _read(
+    rows: Sequence[Encoded], batch: Batch, kept: Tensor, logits: Tensor, places: Tensor | None = None
+) -> list[Likelihood]:
+    """Likelihoods of the rows of a batch, whose logits [B, K, vocabulary] are those after the positions `kept`.
+
+    Args:
+        places: row of the logits for each row of the batch, [B], where they are not the same.
+    """
     targets = batch.labels[:, 1:]  # position t predicts token t + 1
     row, position = (targets != IGNORE).nonzero(as_tuple=True)
-    kept, at = position.unique(return_inverse=True)
-    logits = _logits(model, batch, kept)
+    at = torch.searchsorted(kept, position)
     losses, hits = [], []
     for part in torch.arange(len(row), device=row.device).split(CHUNK):
         wanted = targets[row[part], position[part]].to(logits.device)
-        picked = logits[row[part].to(logits.device), at[part].to(logits.device)].float()
+        chosen = row[part].to(logits.device)
+        picked = logits[chosen if places is None else places[chosen], at[part].to(logits.device)].float()
         losses.append(F.cross_entropy(picked, wanted, reduction="none").cpu())
         hits.append((picked.argmax(-1) == wanted).cpu())
     row, position = row.cpu(), position.cpu()
@@ -75,13 +113,17 @@ def _batch(model: Any, rows: Sequence[Encoded], batch: Batch) -> list[Likelihood
     ]
 
 
-def _logits(model: Any, batch: Batch, positions: Tensor) -> Tensor:
-    """Logits [B, len(positions), vocabulary]; the head computes no others if the model can leave them out."""
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+def logits_at(model: Any, batch: Batch, positions: Tensor) -> Tensor:
+    """Logits [B, len(positions), vocabulary]; the head computes no others if the model can leave them out.
+
+    The last column is not read, for nothing comes after it that it could predict.
+    """
+    ids, mask = batch.input_ids[:, :-1], batch.attention_mask[:, :-1]
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
     if _takes_positions(model):
         return model(**inputs, logits_to_keep=positions).logits
     # Virtual tokens of prompt tuning come first, so the text's positions are counted from the end.
-    logits = model(**inputs).logits[:, -batch.input_ids.shape[1] :]
+    logits = model(**inputs).logits[:, -ids.shape[1] :]
     return logits[:, positions.to(logits.device)]
 
 

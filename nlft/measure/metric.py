@@ -21,7 +21,7 @@ from nlft.errors import RecipeError
 if TYPE_CHECKING:  # importing evaluate takes seconds
     import evaluate
 
-Scoring = Literal["generation", "choice", "likelihood"]
+Scoring = Literal["generation", "choice", "likelihood", "divergence"]
 TextScorer = Callable[[str, Sequence[str]], float]
 """Scores a prediction against the accepted answers; the best answer counts."""
 
@@ -32,7 +32,8 @@ class MetricSpec:
 
     name: str
     scoring: Scoring
-    """What the model has to do for it: write an answer, choose one, or predict a text token by token."""
+    """What the model has to do for it: write an answer, choose one, or predict a text token by token, alone or beside
+    the base."""
     unit: str
     higher_is_better: bool
 
@@ -41,14 +42,21 @@ METRICS: dict[str, MetricSpec] = {
     spec.name: spec
     for spec in (
         MetricSpec("exact_match", "generation", "fraction", True),
+        MetricSpec("answer_match", "generation", "fraction", True),
         MetricSpec("f1", "generation", "fraction", True),
+        MetricSpec("contains", "generation", "fraction", True),
         MetricSpec("accuracy", "choice", "fraction", True),
         MetricSpec("accuracy_norm", "choice", "fraction", True),
+        MetricSpec("margin", "choice", "nats", True),
         MetricSpec("nll", "likelihood", "nats/token", False),
         MetricSpec("bits_per_byte", "likelihood", "bits/byte", False),
+        MetricSpec("kl", "divergence", "nats of KL/token", False),
     )
 }
 """nlft's own metrics by name."""
+
+HARNESS_FRACTIONS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "acc_all", "em", "likelihood", "mrr", "r@2")
+"""Metrics of lm-evaluation-harness that lie between 0 and 1; they are computed by its tasks."""
 
 
 def metric_spec(name: str) -> MetricSpec:
@@ -56,6 +64,8 @@ def metric_spec(name: str) -> MetricSpec:
 
     A name that is not nlft's own belongs to an `evaluate` metric: text is generated and more is better.
     """
+    if name in HARNESS_FRACTIONS:
+        return MetricSpec(name, "generation", "fraction", True)
     return METRICS.get(name) or MetricSpec(name, "generation", "score", True)
 
 
@@ -85,9 +95,35 @@ def _words_f1(predicted: list[str], expected: list[str]) -> float:
     return 2 * shared / (len(predicted) + len(expected))
 
 
+def answer_match(prediction: str, references: Sequence[str]) -> float:
+    """1.0 if the words of the prediction are those of a reference, else 0.0 (SQuAD's exact match)."""
+    words = answer_words(prediction)
+    return float(any(words == answer_words(reference) for reference in references))
+
+
+def contains(prediction: str, references: Sequence[str]) -> float:
+    """1.0 if the words of a reference occur in the prediction one after another, else 0.0."""
+    words = answer_words(prediction)
+
+    def occurs(wanted: list[str]) -> bool:
+        return any(words[at : at + len(wanted)] == wanted for at in range(len(words) - len(wanted) + 1))
+
+    return float(any(occurs(wanted) for wanted in map(answer_words, references) if wanted))
+
+
 def choose(log_likelihoods: Sequence[float]) -> int:
     """Index of the likeliest choice; the first one where several are equal."""
     return max(range(len(log_likelihoods)), key=log_likelihoods.__getitem__)
+
+
+def choice_margin(log_likelihoods: Sequence[float], gold: int) -> float:
+    """Log-likelihood of the right choice less that of the best other, in nats: above 0 where it is chosen.
+
+    NaN if one of them is.
+    """
+    if any(map(math.isnan, log_likelihoods)):
+        return math.nan
+    return log_likelihoods[gold] - max(each for i, each in enumerate(log_likelihoods) if i != gold)
 
 
 def nats_per_token(nats: float, tokens: int) -> float:
@@ -112,7 +148,12 @@ def text_scorer(name: str) -> TextScorer:
     Raises:
         RecipeError: the metric cannot be loaded, takes no text, or gives several numbers.
     """
-    own: dict[str, TextScorer] = {"exact_match": exact_match, "f1": answer_f1}
+    own: dict[str, TextScorer] = {
+        "exact_match": exact_match,
+        "answer_match": answer_match,
+        "f1": answer_f1,
+        "contains": contains,
+    }
     return own[name] if name in own else _foreign_scorer(name)
 
 

@@ -26,29 +26,36 @@ def outcome(summary: Summary) -> str:
         return (
             f"None of the {failed} runs finished ({reason})." if failed > 1 else f"The run did not finish ({reason})."
         )
-    best = [entry for entry in entries if entry["best"]]
+    best = rivals_of(entries)
     text = _alone(summary, best[0]) if len(best) == 1 else _matched(summary, best) or _unmatched(summary, best)
     nothing = _unfinished(summary)
     if nothing:
-        text += f" {_and(nothing)} {'has' if len(nothing) == 1 else 'have'} no finished run."
+        text += f" {listed(nothing)} {'has' if len(nothing) == 1 else 'have'} no finished run."
     return text + (f" {failed} of {_total(summary)} runs failed." if failed else "")
+
+
+def rivals_of(entries: Sequence[Entry]) -> list[Entry]:
+    """Every method at its best learning rate; those that are told the task, which are bounds, only if there are no
+    others."""
+    best = [entry for entry in entries if entry["best"]]
+    return [entry for entry in best if not entry["told_task"]] or best
 
 
 def _alone(summary: Summary, entry: Entry) -> str:
     unit, values = summary["task_unit"], entry["values"]
     continual = values["continual"]
-    text = f"{named(entry)} took {tasks_meant(summary)} from {_level(continual, 'base', unit)} "
-    text += f"to {_level(continual, 'learned', unit)}"
+    text = f"{named(entry)} took {tasks_meant(summary)} from {level_text(continual, 'base', unit)} "
+    text += f"to {level_text(continual, 'learned', unit)}"
     if len(summary["tasks"]) > 1:
         whose = "its" if len(tasks_of_unit(summary)) == 1 else "each one's"
-        text += f" right after {whose} training and {_level(continual, 'acc', unit)} at the end"
+        text += f" right after {whose} training and {level_text(continual, 'acc', unit)} at the end"
     if len(summary["tasks"]) == 1:
         text += f" on {summary['tasks'][0]}"
     if not summary["probes"]:
         return text + "; there were no probes, so what the base has forgotten is not known."
     changes = [_change(summary, entry, name) for name in summary["probes"]]
     when = "after training" if entry["kind"] == "full" else "with the adapter on"
-    return text + f"; {when}, the probes changed by {_and(changes)}."
+    return text + f"; {when}, the probes changed by {listed(changes)}."
 
 
 def _change(summary: Summary, entry: Entry, name: str) -> str:
@@ -62,8 +69,18 @@ def _change(summary: Summary, entry: Entry, name: str) -> str:
 
 
 def _matched(summary: Summary, best: Sequence[Entry]) -> str:
-    """At the largest level at which a memory pathway and a plain method can be read, else any two methods."""
-    ours = {entry["method"] for entry in best if entry["kind"] not in ("full", "lora")}
+    ours = pathways_of(best)
+    found = level_of(summary, ours)
+    return _at_level(summary, *found, ours) if found else ""
+
+
+def pathways_of(entries: Sequence[Entry]) -> set[str]:
+    """The methods that are neither full finetuning nor LoRA."""
+    return {entry["method"] for entry in entries if entry["kind"] not in ("full", "lora")}
+
+
+def level_of(summary: Summary, ours: set[str]) -> tuple[Mapping[str, Any], str] | None:
+    """The largest level at which a memory pathway and a plain method can be read, else any two methods; and when."""
     moments = (("end", "at the end"), ("now", "right after training"))
     for with_reference, (moment, words) in ((flag, moment) for flag in (True, False) for moment in moments):
         levels = [
@@ -71,13 +88,13 @@ def _matched(summary: Summary, best: Sequence[Entry]) -> str:
             for level in summary["frontier"][moment]["matched"]
             if (level["reference"] or not with_reference)
             and level["level"] >= LEAST_LEVEL
-            and (not ours or any(level["forgetting"][name] is not None for name in ours))
+            and (not ours or any(level["forgetting"].get(name) is not None for name in ours))
             and sum(lost is not None for lost in level["forgetting"].values()) > 1
         ]
         if levels:
             whole = [level for level in levels if None not in level["forgetting"].values()]
-            return _at_level(summary, (whole or levels)[-1], words, ours)
-    return ""
+            return (whole or levels)[-1], words
+    return None
 
 
 def _at_level(summary: Summary, level: Mapping[str, Any], words: str, ours: set[str]) -> str:
@@ -85,22 +102,25 @@ def _at_level(summary: Summary, level: Mapping[str, Any], words: str, ours: set[
     found = sorted((lost, name) for name, lost in level["forgetting"].items() if lost is not None)
     parts = [f"{name} {lost_or_gained(lost, unit)}" for lost, name in found]
     everyone = len(found) == len(level["forgetting"]) and not _unfinished(summary)
-    who = "all methods" if everyone else _and([name for _, name in found])
+    who = "all methods" if everyone else listed([name for _, name in found])
     bounded = all(column["bounded"] for column in summary["columns"] if column["role"] == "task")
     most = "what could be learned" if bounded else "the most that any run learned"
     text = f"Where {who} had learned {100 * level['level']:.0f} % of {most} ({words}), "
-    text += f"{_and(parts)} on {probes_meant(summary)}"
+    text += f"{listed(parts)} on {probes_meant(summary)}"
     reference = level["reference"]
     if reference:
         for own, name in (pair for pair in found if pair[1] in ours and pair[1] != reference):
             verdict = _against(own, level["forgetting"][reference], unit)
             text += f"; {name} {verdict} {reference}"
             if verdict == "forgot less than" and level["ratio"][name] is not None:
-                text += f" (×{level['ratio'][name]:.2g})"
+                over = level["runs"][name]
+                known = over["ratio_low"] is not None
+                sure = f", 95 % {over['ratio_low']:.2g} to {over['ratio_high']:.2g}" if known else ""
+                text += f" (×{level['ratio'][name]:.2g}{sure})"
     missing = [name for name, lost in level["forgetting"].items() if lost is None]
     if missing:
         reasons = [f"{name} ({level['why'].get(name, 'not measured')})" for name in missing]
-        text += f"; {_and(reasons)} cannot be read there"
+        text += f"; {listed(reasons)} cannot be read there"
     if not reference:
         text += "; there is no full finetuning or LoRA without replay to compare with there"
     return text + "."
@@ -122,18 +142,18 @@ def _unmatched(summary: Summary, best: Sequence[Entry]) -> str:
     parts = []
     for entry in best:
         continual = entry["values"]["continual"]
-        text = f"{named(entry)} ended at {_level(continual, 'acc', unit)}{where} "
-        text += f"(from {_level(continual, 'base', unit)})"
+        text = f"{named(entry)} ended at {level_text(continual, 'acc', unit)}{where} "
+        text += f"(from {level_text(continual, 'base', unit)})"
         if summary["probes"]:
             text += f" and {lost_or_gained(entry['values']['base_forgetting']['value'], summary['probe_unit'])}"
         parts.append(text)
     if not summary["probes"]:
-        text = f"On {tasks_meant(summary)}, {_and(parts)}"
+        text = f"On {tasks_meant(summary)}, {listed(parts)}"
         return text + "; there were no probes, so what the base has forgotten is not known."
     who = "the" if len(best) == 2 else "all"  # two of several may share a level
     return (
         f"There is no level of learning ({100 * LEAST_LEVEL:.0f} % or more) at which {who} methods can be compared: "
-        f"{_and(parts)} on {probes_meant(summary)}."
+        f"{listed(parts)} on {probes_meant(summary)}."
     )
 
 
@@ -143,7 +163,7 @@ def probes_meant(summary: Summary) -> str:
     names = [column["name"] for column in probes if column["unit"] == summary["probe_unit"]]
     if len(names) == 1:
         return f"the probe {names[0]}"
-    return "the probes" if len(names) == len(probes) else f"the probes {_and(names)}"
+    return "the probes" if len(names) == len(probes) else f"the probes {listed(names)}"
 
 
 def tasks_of_unit(summary: Summary) -> list[str]:
@@ -159,7 +179,7 @@ def tasks_meant(summary: Summary) -> str:
     names = tasks_of_unit(summary)
     if len(names) in (0, len(summary["tasks"])):
         return "the tasks"
-    return f"the task {names[0]}" if len(names) == 1 else f"the tasks {_and(names)}"
+    return f"the task {names[0]}" if len(names) == 1 else f"the tasks {listed(names)}"
 
 
 def lost_or_gained(value: float | None, unit: str) -> str:
@@ -172,11 +192,13 @@ def named(entry: Entry) -> str:
     return f"{entry['method']} (lr {entry['lr']:g})"
 
 
-def _level(values: Mapping[str, Any], key: str, unit: str | None) -> str:
+def level_text(values: Mapping[str, Any], key: str, unit: str | None) -> str:
+    """One of an entry's `continual` levels as text."""
     return show(values[key]["value"], unit or "") if key in values else "–"
 
 
-def _and(parts: Sequence[str]) -> str:
+def listed(parts: Sequence[str]) -> str:
+    """a, b and c."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 

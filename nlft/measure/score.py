@@ -17,8 +17,16 @@ from nlft.errors import DataError
 from nlft.measure.evaluation import check_evaluation
 from nlft.measure.generation import generate, is_written, stop_ids
 from nlft.measure.isolation import evaluating
+from nlft.measure.kl import Reference, divergences
 from nlft.measure.likelihood import Likelihood, likelihoods
-from nlft.measure.metric import bits_per_byte, choose, metric_spec, nats_per_token, text_scorer
+from nlft.measure.metric import (
+    bits_per_byte,
+    choice_margin,
+    choose,
+    metric_spec,
+    nats_per_token,
+    text_scorer,
+)
 from nlft.types import IGNORE, Condition, Evaluation, Item, Message, Row
 
 SPARE_TOKENS = 4
@@ -56,6 +64,7 @@ def score(
     max_length: int,
     max_new_tokens: int | None = None,
     too_long: TooLong = "error",
+    reference: Reference | None = None,
 ) -> list[Item]:
     """Scores every row of an evaluation; items in the order of the rows.
 
@@ -63,10 +72,14 @@ def score(
 
     - likelihood (`nll`, `bits_per_byte`): one teacher-forced pass; items `nll` (nats/token, weight = target
       tokens) and `bits_per_byte` (weight = the target's UTF-8 bytes).
-    - generation (`exact_match`, `f1`, `evaluate` metrics): a greedily decoded answer, in `prediction`;
-      items of the metric, and of `nll` from the teacher-forced pass that comes first.
+    - generation (`exact_match`, `answer_match`, `f1`, `contains`, `evaluate` metrics): a greedily decoded answer,
+      in `prediction`; items of the metric, and of `nll` from the teacher-forced pass that comes first.
     - choice (`accuracy`, `accuracy_norm`): the choice of the highest summed log-likelihood given the prompt,
-      end token not counted (`accuracy`), and of the highest per UTF-8 byte of the choice (`accuracy_norm`).
+      end token not counted (`accuracy`), and of the highest per UTF-8 byte of the choice (`accuracy_norm`); and
+      by how many nats the right one is ahead of the best other (`margin`). The named metric comes first.
+    - divergence (`kl`): the base and the model read the same tokens; nats/token of KL(base || model), weight =
+      target tokens, 0 for the base.
+    - a task of lm-evaluation-harness does what it does (`bridge.py`).
 
     Results do not depend on `batch_size` beyond rounding. Training modes, random states, gradients and the
     model's generation settings are afterwards as before.
@@ -81,6 +94,7 @@ def score(
         max_new_tokens: longest generated answer in tokens; the longest reference and 4 more when None.
         too_long: what to do with rows beyond `max_length`, as `encode` does it. The parts of a split
             text count as one row; answers and choices are never split.
+        reference: loads the base, for `kl` of a model that is not an adapter around it.
 
     Raises:
         DataError: no rows, or a row that the metric cannot score.
@@ -88,15 +102,23 @@ def score(
     """
     rows = evaluation.rows
     check_evaluation(evaluation)
+    if evaluation.harness is not None:
+        from nlft.measure.bridge import score_harness  # lm-eval is an extra
+
+        return score_harness(model, tokenizer, evaluation, stage, condition, batch_size, max_length)
+    if metric_spec(evaluation.metric).scoring == "divergence" and any(row.examples for row in rows):
+        return []  # the base does not read the examples that are put into the context, so there is no common token
     setting = Setting(batch_size, max_length, max_new_tokens, too_long)
     with evaluating(model):
         scoring = metric_spec(evaluation.metric).scoring
         if scoring == "likelihood":
             values = _predict(model, tokenizer, rows, setting)
         elif scoring == "choice":
-            values = _choose(model, tokenizer, rows, setting)
+            values = _choose(model, tokenizer, rows, evaluation.metric, setting)
+        elif scoring == "divergence":
+            values = _diverge(model, tokenizer, rows, condition, reference, setting)
         else:
-            values = _answer(model, tokenizer, rows, evaluation.metric, setting)
+            values = _answer(model, tokenizer, evaluation, setting)
     return [
         Item(
             stage=stage,
@@ -163,7 +185,25 @@ def _whole(rows: Sequence[Row], tokenizer: Any, setting: Setting) -> list[Encode
     return encode_rows(rows, tokenizer, setting.max_length, too_long)
 
 
-def _answer(model: Any, tokenizer: Any, rows: Sequence[Row], metric: str, setting: Setting) -> list[list[Value]]:
+def _diverge(
+    model: Any, tokenizer: Any, rows: Sequence[Row], condition: Condition, reference: Reference | None, setting: Setting
+) -> list[list[Value]]:
+    parts = _parts(rows, tokenizer, setting)
+    flat = [part for of_row in parts for part in of_row]
+    if condition == "base":  # by definition
+        found = iter([0.0] * len(flat))
+    else:
+        found = iter(divergences(model, reference, flat, pad_id(tokenizer), setting.batch_size))
+    values = []
+    for of_row in parts:
+        nats = sum(next(found) for _ in of_row)
+        tokens = sum(label != IGNORE for part in of_row for label in part.labels[1:])
+        values.append([Value("kl", nats / tokens, tokens)])
+    return values
+
+
+def _answer(model: Any, tokenizer: Any, evaluation: Evaluation, setting: Setting) -> list[list[Value]]:
+    rows, metric, stop = evaluation.rows, evaluation.metric, evaluation.stop
     scorer = text_scorer(metric)  # before the work, for it may fail
     encoded = _whole(rows, tokenizer, setting)
     prompts = [prompt_ids(one) for one in encoded]
@@ -185,11 +225,13 @@ def _answer(model: Any, tokenizer: Any, rows: Sequence[Row], metric: str, settin
         stops,
         pad_id(tokenizer),
         setting.batch_size,
+        (lambda ids: stop in tokenizer.decode(ids)) if stop else None,
     )
     answers.update(zip(rest, written, strict=True))
     values = []
     for i, row in enumerate(rows):
-        text = tokenizer.decode(answers[i], skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        text = tokenizer.decode(answers[i], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = (text.split(stop)[0] if stop else text).strip()
         values.append([Value(metric, scorer(text, row.references), prediction=text), _nll(found[i])])
     return values
 
@@ -199,7 +241,7 @@ def _longest_reference(rows: Sequence[Row], tokenizer: Any) -> int:
     return max(len(tokens.ids) for tokens in tokenise(texts, tokenizer, markup=False))
 
 
-def _choose(model: Any, tokenizer: Any, rows: Sequence[Row], setting: Setting) -> list[list[Value]]:
+def _choose(model: Any, tokenizer: Any, rows: Sequence[Row], metric: str, setting: Setting) -> list[list[Value]]:
     special = set(special_tokens(tokenizer))
     candidates: list[Row] = []
     for row in rows:
@@ -210,7 +252,10 @@ def _choose(model: Any, tokenizer: Any, rows: Sequence[Row], setting: Setting) -
     for row in rows:
         summed = [-next(found).nats for _ in row.choices]
         by_byte = [each / max(len(choice.encode()), 1) for each, choice in zip(summed, row.choices, strict=True)]
-        values.append([_choice("accuracy", row, summed), _choice("accuracy_norm", row, by_byte)])
+        assert row.gold is not None  # checked before
+        margin = Value("margin", choice_margin(summed, row.gold))
+        of_row = [_choice("accuracy", row, summed), _choice("accuracy_norm", row, by_byte), margin]
+        values.append(sorted(of_row, key=lambda value: value.metric != metric))
     return values
 
 

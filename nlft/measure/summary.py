@@ -4,24 +4,36 @@ Schema `nlft.forgetting/1`. What was not measured is null. Levels ("base", "now"
 metric's own unit; changes, gains and losses are signed as better = more. "now" is right after a task's own
 training, "end" after the last task; both with the adapter on.
 
-    schema, name, outcome (one sentence), definitions {key: words}
+    schema, name, outcome (one sentence), paragraph (two to four), definitions {key: words}
     base            {model, revision, sha256}
     columns         [{column, name, role, split, metric, unit, higher_is_better, bounded, n_items, ceiling}]:
                     the columns of every matrix; `ceiling` is what 1 means in normalised learning
     tasks, probes   names;  task_unit, probe_unit: the unit of means over tasks and over probes
-    runs            [{run_id, method, kind, replay, lr, seed, order, status, device, dtype,
+    runs            [{run_id, method, kind, replay, told_task, plain, lr, steps, seed, order, status, device, dtype,
                       matrix [S+1][J], values, intervals, integrity {base_sha256, base_unchanged, off_equals_base}}]
-    methods         [{method, kind, replay, lr, best, n_runs, n_finished, statuses, order, matrix, values, intervals}]:
-                    one a learning rate; leaves of `values` are {value, low, high, n} over the runs; `intervals` only
-                    where there is one run
+    methods         [{method, kind, replay, told_task, plain, lr, steps, best, n_runs, n_finished, statuses, order,
+                      matrix, values, intervals, intransigence {single, multitask}}]:
+                    one a learning rate and steps a task; leaves of `values` are {value, low, high, n} over the runs,
+                    from the least to the largest; `intervals` only where there is one run
     values          {learning {now, end}, base_forgetting,
                      continual {base, learned, acc, seen, aia, bwt, forgetting, fwt_base},
                      tasks {name: {base, now, end, gained_now, gained_end, change[, seen_base, seen_now, seen_end]}},
                      probes {name: {base, end, change}}, costs {trainable_params, stored_bytes, …}}
     intervals       {probes|tasks: {name: {value, low, high, n_items, n_clusters}}}: 95 %, over items, paired
-    frontier        {now|end: {points {method: [{lr, learning, forgetting, n_runs}]}, envelopes {method: [[L, F]]},
-                     matched [{level, common, forgetting {method}, why {method}, reference, ratio {method},
-                               runs {method: {n, low, high, p_signflip}}}]}}
+    frontier        {now|end: {points, envelopes, bands, matched, hypervolume, within_budget}}; all low and high are
+                    95 % over runs (`bootstrap.py`), null with fewer than two (seed, order) cells, and `why` says why
+      points        {method: [{lr, steps, learning, forgetting, n_runs, learning_low, …_high, forgetting_low, …_high}]}
+      envelopes     {method: [[L, F]]};  bands {method: [{learning, forgetting, low, high}]}
+      matched       [{level, common, forgetting {method}, why {method}, reference, ratio {method}, runs {method: {
+                      n, of, cells, low, high, interval {low, high}, difference {value, low, high}, ratio_low,
+                      ratio_high, p_signflip, why}}}]: forgetting and interval rest on `cells`; ratio and difference to
+                      the reference and their intervals on the `of` cells of both; low, high and p on the `n` of these
+                      in which both can be read by themselves
+      hypervolume   {range [L, L], reference, methods {method: {value, low, high, why, against_reference {value, low,
+                      high, ratio, ratio_low, ratio_high, p, n, of, range, why}}}}: mean forgetting over `range`; the
+                      difference to the reference over the range of these two
+      within_budget [{budget, methods {method: {value, low, high, why}}}]: largest learning with no more forgetting
+    bounds          {single|multitask: {method: {task: {value, lr, steps, n}}}};  where [{run_id, …}]: `where.py`
     recipe          the resolved recipe as YAML text
 """
 
@@ -39,13 +51,16 @@ import yaml
 
 from nlft.errors import DataError
 from nlft.measure.account import account_of
+from nlft.measure.bootstrap import DRAWS, samples_of
 from nlft.measure.bounds import bounds_of
-from nlft.measure.comparison import compare_methods, frontiers
+from nlft.measure.comparison import compare_methods, intransigence_of
 from nlft.measure.continual import DEFINITIONS
 from nlft.measure.frontier import ceilings
 from nlft.measure.items import read_run_items, read_runs
+from nlft.measure.matching import frontiers
 from nlft.measure.matrix import Column, build_matrix, columns_of
 from nlft.measure.outcome import outcome
+from nlft.measure.paragraph import paragraph
 from nlft.measure.unit import pick_unit
 from nlft.measure.where import where_of
 
@@ -61,10 +76,23 @@ WORDS = {
     "about the same thing. It says nothing about other seeds",
     "range": "Where a method has several runs, numbers are means over its seeds and orders, and brackets go from "
     "the least to the largest run",
-    "matched": "At matched learning: each method's learning rates make a curve of forgetting against learning "
-    "(the monotone lower envelope), read where all have learned the same; straight lines between points, nothing "
-    "beyond the last point",
-    "best": "Best learning rate (•): the one that has learned most at the end, chosen on the reported items "
+    "over_runs": f"95 % over runs: each of {DRAWS} draws takes pairs of seed and order (one fewer than there are) and "
+    "rows about the same thing, with replacement and the same for all methods, and works the curves out anew; the "
+    "limits are the 2.5th and 97.5th percentile. Given only with two pairs or more, and if 95 % of the draws have the "
+    "number",
+    "matched": "At matched learning: each method's learning rates and steps make a curve of forgetting against "
+    "learning (the monotone lower envelope of the means), read where all have learned the same; straight lines between "
+    "points, nothing beyond the last point. The largest level that all reached is another one in every draw and pair, "
+    "and is read there",
+    "reference": "Reference (×1): the one that lost least there of full finetuning and LoRA that all tasks share, "
+    "without gate, replay or penalty. Methods that are told each row's task are bounds and are not compared",
+    "sign_flip": "p: exact two-sided sign-flip test of the differences to the reference over pairs of runs of one seed "
+    "and order, each read off its own curves; n pairs cannot give less than 2/2ⁿ. It rests on those pairs in which "
+    "both can be read, whose number is given; ratio and interval rest on all pairs that both have finished",
+    "hypervolume": "Mean forgetting over a range of learning: the area under the curve by the range's width. The range "
+    "is what all swept methods span; the difference to the reference is over what these two span",
+    "within_budget": "Most learned within a budget: the largest learning on the curve at which no more was lost",
+    "best": "Best learning rate and steps (•): those that have learned most at the end, chosen on the reported items "
     "themselves; all others are listed",
     **DEFINITIONS,
 }
@@ -79,6 +107,15 @@ def summarise(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: the folder has no results, or results that do not fit together.
     """
+    summary = summary_of(folder)
+    partial = folder / "summary.json.partial"
+    partial.write_text(json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    os.replace(partial, folder / "summary.json")
+    return summary
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The same, and writes nothing."""
     rows = read_runs(folder / "runs.parquet")
     if not rows:
         raise DataError(f"{folder / 'runs.parquet'} holds no run.", "Run the recipe again.")
@@ -97,10 +134,14 @@ def summarise(folder: Path) -> dict[str, Any]:
         if (row["setting"] or "sequence") == "sequence"
     ]
     methods = compare_methods(runs)
+    samples = samples_of(runs, items, columns, ceiling)
+    bounds = bounds_of(rows, matrices, columns)
+    task_unit = pick_unit([column.unit for column in columns if (column.role, column.split) == ("task", "test")])
     summary = {
         "schema": SCHEMA,
         "name": recipe.get("name") or folder.resolve().name,
         "outcome": "",
+        "paragraph": "",
         "definitions": WORDS,
         "base": {
             "model": rows[0]["base_model"],
@@ -110,20 +151,19 @@ def summarise(folder: Path) -> dict[str, Any]:
         "columns": [_describe(column, best) for column, best in zip(columns, ceiling, strict=True)],
         "tasks": tasks,
         "probes": [column.name for column in columns if column.role == "probe"],
-        "task_unit": pick_unit([c.unit for c in columns if (c.role, c.split) == ("task", "test")]),
+        "task_unit": task_unit,
         "probe_unit": pick_unit([column.unit for column in columns if column.role == "probe"]),
         "runs": runs,
-        "methods": methods,
-        "frontier": {moment: frontiers(methods, runs, moment) for moment in ("now", "end")},
-        "bounds": bounds_of(rows, matrices, columns),
+        "methods": [
+            entry | {"intransigence": intransigence_of(entry, bounds, columns, task_unit)} for entry in methods
+        ],
+        "frontier": {moment: frontiers(methods, moment, samples[moment]) for moment in ("now", "end")},
+        "bounds": bounds,
         "where": [found for row in rows if (found := where_of(row, items.get(row["run_id"], []), columns))],
         "recipe": text,
     }
     summary = plain(summary)
-    summary["outcome"] = outcome(summary)
-    partial = folder / "summary.json.partial"
-    partial.write_text(json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    os.replace(partial, folder / "summary.json")
+    summary["outcome"], summary["paragraph"] = outcome(summary), paragraph(summary)
     return summary
 
 

@@ -1,8 +1,8 @@
-"""Methods: full finetuning, any PEFT adapter, and nlft's pathways, behind one protocol."""
+"""Methods: full finetuning, any PEFT adapter, nlft's pathways, and methods without training, behind one protocol."""
 
 from __future__ import annotations
 
-from nlft.config import CmsConfig, FullConfig, HopeConfig, LoraConfig
+from nlft.config import ClassMeansConfig, CmsConfig, FewShotConfig, FullConfig, HopeConfig, LoraConfig
 from nlft.config import Method as MethodConfig
 from nlft.methods.protocol import Method
 
@@ -18,9 +18,15 @@ def build_method(config: MethodConfig) -> Method:
 
         return GatedLora(config)
     if isinstance(config, LoraConfig):
-        from nlft.methods.lora import Lora
+        return build_lora(config)
+    if isinstance(config, FewShotConfig):
+        from nlft.methods.few_shot import FewShot
 
-        return Lora(config)
+        return FewShot(config)
+    if isinstance(config, ClassMeansConfig):
+        from nlft.methods.class_means import ClassMeans
+
+        return ClassMeans(config)
     if isinstance(config, CmsConfig):
         from nlft.methods.cms import Cms
 
@@ -32,3 +38,15 @@ def build_method(config: MethodConfig) -> Method:
     from nlft.methods.sparse_memory import SparseMemory
 
     return SparseMemory(config)
+
+
+def build_lora(config: LoraConfig) -> Method:
+    """An ungated adapter of PEFT, as its section says that tasks share it."""
+    from nlft.methods import task_lora
+    from nlft.methods.lora import Lora
+    from nlft.methods.residual_lora import ResidualLora, rewrites_base
+
+    if config.tasks != "shared":
+        kinds = {"apart": task_lora.ApartLora, "orthogonal": task_lora.OrthogonalLora, "merged": task_lora.MergedLora}
+        return kinds[config.tasks](config)
+    return ResidualLora(config) if rewrites_base(config) else Lora(config)

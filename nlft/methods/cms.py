@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, TaskType, get_peft_model
+from peft import TaskType, get_peft_model
 from torch import nn
 
 import nlft
 from nlft.base import FrozenBase
 from nlft.config import CmsConfig
 from nlft.config.pathway import LevelFields
+from nlft.methods.apart import TasksApart
 from nlft.methods.calibration import begin_gated_task, gate_fields
 from nlft.methods.protocol import TaskContext
-from nlft.methods.replay import Trainable
 from nlft.optim.build import build_optimizer
 from nlft.optim.multi_timescale import MultiTimescale
 from nlft.pathways.cms.config import CmsPeftConfig
@@ -24,7 +23,7 @@ from nlft.pathways.cms.model import begin_task, end_task, levels_of
 Levels = list[dict[str, nn.Parameter]]
 
 
-class Cms(Trainable):
+class Cms(TasksApart):
     """Every task trains all levels, each at its period; behind a gate every task has levels of its own."""
 
     def __init__(self, config: CmsConfig) -> None:
@@ -72,16 +71,9 @@ class Cms(Trainable):
         if self.clock is not None and self.config.at_end == "flush":
             self.clock.flush()
         self.clock = None
+        super().end_task(model)
         if self.config.gate is not None:
             end_task(model)
-
-    def save(self, model: Any, folder: Path) -> None:
-        """Writes a PEFT directory."""
-        model.save_pretrained(folder)
-
-    def load(self, base: FrozenBase, folder: Path) -> nn.Module:
-        """Reads a PEFT directory, ready for the next task."""
-        return PeftModel.from_pretrained(base.model, str(folder), is_trainable=True).eval()
 
 
 def level_groups(levels: Levels, config: LevelFields, weight_decay: float, seed: int) -> list[dict[str, Any]]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from nlft.base import FrozenBase
-from nlft.errors import BaseModelError
-from nlft.methods.replay import Trainable
+from nlft.methods.trainable import Trainable
+from nlft.methods.weights import check_whole, load_weights, save_weights
 
 
 class Full(Trainable):
@@ -24,20 +23,17 @@ class Full(Trainable):
         Raises:
             BaseModelError: the base is quantised.
         """
-        if getattr(base.model, "is_quantized", False):
-            raise BaseModelError(
-                "Full finetuning needs unquantised weights, but base.quantization is set.",
-                "Set base.quantization=none, or choose `lora` or `sparse_memory`.",
-            )
+        check_whole(base, "Full finetuning")
         return base.model.float().requires_grad_(True)
 
     def save(self, model: Any, folder: Path) -> None:
-        """Writes the whole model."""
-        model.save_pretrained(folder)
+        """Writes the whole model, and what the penalties remember."""
+        save_weights(model, folder)
+        super().save(model, folder)
 
     def load(self, base: FrozenBase, folder: Path) -> nn.Module:
         """Reads the weights into the base's module."""
-        model: Any = self.attach(base, 0)
-        trained = type(model).from_pretrained(folder, dtype=torch.float32)
-        model.load_state_dict(trained.state_dict())
+        self.remember(folder)
+        model = self.attach(base, 0)
+        load_weights(base, folder)
         return model

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from peft import PeftModel, TaskType, get_peft_model
+from peft import TaskType, get_peft_model
 from torch import nn
 
 import nlft
 from nlft.base import FrozenBase
 from nlft.config import LoraConfig
 from nlft.errors import NlftError
+from nlft.methods.apart import TasksApart
 from nlft.methods.calibration import begin_gated_task, gate_fields
 from nlft.methods.protocol import TaskContext
-from nlft.methods.replay import Trainable
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.gated_lora.model import begin_task, end_task
 
@@ -22,7 +19,7 @@ FIELDS = ("r", "lora_alpha", "target_modules")
 """Fields of LoRA's config that mean something behind a gate."""
 
 
-class GatedLora(Trainable):
+class GatedLora(TasksApart):
     """A gate and low-rank maps are added when a task begins; the maps are frozen when it ends."""
 
     def __init__(self, config: LoraConfig) -> None:
@@ -55,12 +52,5 @@ class GatedLora(Trainable):
 
     def end_task(self, model: nn.Module) -> None:
         """Freezes the task's maps."""
+        super().end_task(model)
         end_task(model)
-
-    def save(self, model: Any, folder: Path) -> None:
-        """Writes a PEFT directory."""
-        model.save_pretrained(folder)
-
-    def load(self, base: FrozenBase, folder: Path) -> nn.Module:
-        """Reads a PEFT directory, ready for the next task."""
-        return PeftModel.from_pretrained(base.model, str(folder), is_trainable=True).eval()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
-from peft import PeftModel, TaskType, get_peft_model
+from peft import TaskType, get_peft_model
 from torch import nn
 
 import nlft
@@ -17,7 +14,7 @@ from nlft.data.batch import in_batches
 from nlft.methods.calibration import CALIBRATION_BATCH
 from nlft.methods.cms import level_groups
 from nlft.methods.protocol import TaskContext
-from nlft.methods.replay import Trainable
+from nlft.methods.trainable import PeftTrainable
 from nlft.optim.build import build_optimizer
 from nlft.optim.multi_timescale import MultiTimescale
 from nlft.pathways.hope.config import HopePeftConfig
@@ -30,7 +27,7 @@ CALIBRATION_ROWS = 1000
 """Rows of the first task, and of the background if there is one, whose states set the projections."""
 
 
-class Hope(Trainable):
+class Hope(PeftTrainable):
     """One adapter, trained on every task in turn; each level moves at its period."""
 
     def __init__(self, config: HopeConfig) -> None:
@@ -84,11 +81,4 @@ class Hope(Trainable):
         if self.clock is not None and self.config.at_end == "flush":
             self.clock.flush()
         self.clock = None
-
-    def save(self, model: Any, folder: Path) -> None:
-        """Writes a PEFT directory."""
-        model.save_pretrained(folder)
-
-    def load(self, base: FrozenBase, folder: Path) -> nn.Module:
-        """Reads a PEFT directory, trainable."""
-        return PeftModel.from_pretrained(base.model, str(folder), is_trainable=True).eval()
+        super().end_task(model)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftConfig, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from nlft.base import FrozenBase
 from nlft.config import LoraConfig
 from nlft.errors import NlftError, reason
-from nlft.methods.replay import Trainable
+from nlft.methods.trainable import PeftTrainable
 
 FIELDS_HINT = "Correct the fields under its key `peft`."
 
 
-class Lora(Trainable):
+class Lora(PeftTrainable):
     """One PEFT adapter, trained on every task in turn."""
 
     def __init__(self, config: LoraConfig) -> None:
@@ -29,20 +28,21 @@ class Lora(Trainable):
 
     def attach(self, base: FrozenBase, seed: int) -> nn.Module:
         """Inserts the adapter with PEFT's own initialisation, drawn from `seed`."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            try:
-                return get_peft_model(base.model, self.peft_config)
-            except (TypeError, ValueError) as error:
-                raise NlftError(f"PEFT cannot adapt this base: {reason(error)}", FIELDS_HINT) from error
+        return insert(base, self.peft_config, seed)
 
-    def save(self, model: Any, folder: Path) -> None:
-        """Writes a PEFT directory."""
-        model.save_pretrained(folder)
 
-    def load(self, base: FrozenBase, folder: Path) -> nn.Module:
-        """Reads a PEFT directory, trainable."""
-        return PeftModel.from_pretrained(base.model, str(folder), is_trainable=True)
+def insert(base: FrozenBase, config: PeftConfig, seed: int, name: str = "default") -> Any:
+    """A PEFT model around the base.
+
+    Raises:
+        NlftError: PEFT cannot adapt this base so.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(base.model, config, adapter_name=name)
+        except (TypeError, ValueError) as error:
+            raise NlftError(f"PEFT cannot adapt this base: {reason(error)}", FIELDS_HINT) from error
 
 
 def build_peft_config(peft_type: str, settings: dict[str, Any]) -> PeftConfig:

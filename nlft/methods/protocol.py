@@ -12,7 +12,7 @@ from torch import nn
 
 from nlft.base import FrozenBase
 from nlft.data.template import Encoded
-from nlft.types import Condition, Evaluation, Item
+from nlft.types import Condition, Evaluation, Item, Row
 
 Ask = Callable[[nn.Module, Evaluation], list[Item]]
 """Scores a model, as it stands, on the rows of one column."""
@@ -37,6 +37,12 @@ class TaskContext:
     pad_id: int
     seed: int
     """Seed of everything that the method draws for this task."""
+    rows: Sequence[Row] = ()
+    """Rows of this task as text."""
+    max_length: int | None = None
+    """Longest row in tokens; the base's context when empty."""
+    begin_id: int | None = None
+    """The tokenizer's begin-of-text token, if it has one."""
 
 
 class Method(Protocol):
@@ -71,8 +77,12 @@ class Method(Protocol):
         """Scores one column under a condition (`nlft.measure.condition`); nothing where that means nothing here."""
         ...
 
+    def held_bytes(self) -> dict[str, int]:
+        """What is held beside the model: `replay_bytes` of rows, `regulariser_bytes` of penalties."""
+        ...
+
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Writes what was learned (safetensors)."""
+        """Writes what was learned (safetensors), and what is held beside it."""
         ...
 
     def load(self, base: FrozenBase, folder: Path) -> nn.Module:

@@ -1,44 +1,63 @@
-"""Replay as a regulariser: rows of the past are trained on beside the new ones; and what all methods share."""
+"""Replay as a regulariser: rows of the past, or that the base wrote, are trained on beside the new ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nlft.config import MethodFields, ReplayConfig
+from nlft.base import without_adapter
+from nlft.calibrate import inference
+from nlft.config import ReplayConfig
 from nlft.data.batch import Sampler, collate
 from nlft.data.template import Encoded
-from nlft.methods.protocol import Ask, TaskContext
+from nlft.errors import NlftError
+from nlft.methods.protocol import TaskContext
 from nlft.ops.loss import target_loss
-from nlft.optim.build import build_optimizer
-from nlft.pathways.provenance import note_task
-from nlft.pathways.task import TaskPeftConfig
-from nlft.types import Condition, Evaluation, Item
+from nlft.types import IGNORE
+
+WRITTEN_ROWS, WRITTEN_LENGTH = 256, 64
+"""Rows that the base writes and their longest, in tokens, where the recipe says nothing."""
+WRITTEN_AT_ONCE = 64
 
 
 class Replay:
     """Adds the mean loss of a batch of old rows to every optimiser step; does nothing without a config."""
 
+    name = "replay"
+
     def __init__(self, config: ReplayConfig | None) -> None:
         self.config = config
+        self.kept: list[Encoded] = []
+        """Rows of finished tasks and of the one that is trained, or those that the base wrote."""
+        self.rows: Sequence[Encoded] = ()
+        """What is replayed in this task."""
         self.batches: Iterator[list[Encoded]] | None = None
         self.pad_id = 0
 
-    def begin_task(self, context: TaskContext) -> None:
+    @property
+    def remembers(self) -> bool:
+        """Background rows come with every task; others have to be kept."""
+        return self.config is not None and self.config.source != "background"
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> None:
         """Chooses the old rows; with `source: tasks` there are none in the first task."""
         self.batches = None
         if self.config is None:
             return
-        rows = context.background if self.config.source == "background" else context.earlier
-        if rows:
+        if self.config.source == "self" and context.number == 1:
+            self.kept = written_rows(model, context, self.config)
+        self.rows = context.background if self.config.source == "background" else list(self.kept)
+        if self.config.source == "tasks":
+            self.kept += sample(context.train, 1.0 if self.config.keep is None else self.config.keep, context.seed)
+        if self.rows:
             size = max(1, round(self.config.ratio * context.batch_size))
-            self.batches = iter(Sampler(rows, size, context.seed))
+            self.batches = iter(Sampler(self.rows, size, context.seed))
             self.pad_id = context.pad_id
 
-    def penalty(self, model: nn.Module) -> torch.Tensor | None:
+    def term(self, model: nn.Module) -> Tensor | None:
         """Weighted mean loss of the next old rows, nats per target token."""
         if self.config is None or self.batches is None:
             return None
@@ -47,40 +66,98 @@ class Replay:
         nats = target_loss(model, batch.input_ids, batch.attention_mask, batch.labels)
         return self.config.weight * nats / batch.n_targets
 
-
-class Trainable:
-    """What every method shares: an optimiser over all that is trainable, and replay as its penalty."""
-
-    changes_base = False
-    told_task = False
-
-    def __init__(self, config: MethodFields) -> None:
-        self.weight_decay = config.weight_decay
-        self.optimizer_config = config.optimizer
-        self.replay = Replay(config.replay)
-
-    def begin_task(self, model: nn.Module, context: TaskContext) -> None:
-        """Starts replay, and notes where the task comes from if the adapter keeps its tasks apart."""
-        self.replay.begin_task(context)
-        config = getattr(model, "peft_config", {}).get("default")
-        if isinstance(config, TaskPeftConfig):
-            note_task(config, context.name, context.train, replay=self.replay.batches is not None)
-
-    def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        """What the recipe names; AdamW (Loshchilov & Hutter 2019) in its fused form when it names nothing."""
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return build_optimizer(self.optimizer_config, parameters, lr, self.weight_decay, model)
-
-    def penalty(self, model: nn.Module) -> torch.Tensor | None:
-        """The replay loss, if there is replay."""
-        return self.replay.penalty(model)
-
     def end_task(self, model: nn.Module) -> None:
-        """Nothing to close."""
+        """The task's rows were kept when it began."""
 
-    def score(self, model: Any, evaluation: Evaluation, condition: Condition, ask: Ask) -> list[Item]:
-        """The model as it stands (`on`), or with its adapter switched off (`off`)."""
-        if condition == "off" and not self.changes_base:
-            with model.disable_adapter():
-                return ask(model, evaluation)
-        return ask(model, evaluation) if condition == "on" else []
+    def state(self) -> dict[str, Tensor]:
+        """The kept rows, see `packed`."""
+        return packed(self.kept) if self.remembers else {}
+
+    def set_state(self, tensors: dict[str, Tensor]) -> None:
+        """The rows of a run that goes on."""
+        self.kept = unpacked(tensors)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the rows that this task replays, as `packed` holds them."""
+        return sum(one.numel() * one.element_size() for one in packed(self.rows).values())
+
+
+def sample(rows: Sequence[Encoded], share: float, seed: int) -> list[Encoded]:
+    """A share of the rows in their order, at least one."""
+    if share >= 1:
+        return list(rows)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return [rows[i] for i in sorted(order[: max(1, round(share * len(rows)))].tolist())]
+
+
+def packed(rows: Sequence[Encoded]) -> dict[str, Tensor]:
+    """Rows end to end: `ids` and `labels` int32 [sum of T], `lengths` int32 [B]."""
+    parts = {
+        "ids": [i for row in rows for i in row.ids],
+        "labels": [i for row in rows for i in row.labels],
+        "lengths": [len(row.ids) for row in rows],
+    }
+    return {name: torch.tensor(values, dtype=torch.int32) for name, values in parts.items()}
+
+
+def unpacked(tensors: dict[str, Tensor]) -> list[Encoded]:
+    """The rows that `packed` wrote, without byte counts and groups, which replay has no use for."""
+    lengths = tensors["lengths"].tolist()
+    ids, labels = (tensors[name].long().split(lengths) for name in ("ids", "labels"))
+    return [Encoded(a.tolist(), b.tolist(), 0) for a, b in zip(ids, labels, strict=True)]
+
+
+def written_rows(model: Any, context: TaskContext, config: ReplayConfig) -> list[Encoded]:
+    """Texts that the base draws from itself at temperature 1, every token but the first a target.
+
+    They begin with the begin-of-text token; where the tokenizer has none, with the first tokens of background rows,
+    drawn anew for each. A row ends with the base's end-of-text token or at its length. The draws are `context.seed`'s
+    own: no global random state is read or changed.
+
+    Args:
+        model: computes, with its adapter off, what the base does.
+
+    Raises:
+        NlftError: there is nothing to begin with.
+    """
+    if context.begin_id is None and not context.background:
+        raise NlftError(
+            "replay.source: self needs something to begin with: the tokenizer has no begin-of-text token.",
+            "Give `background`: the first tokens of its rows begin the texts.",
+        )
+    draws = torch.Generator().manual_seed(context.seed)
+    count = config.rows or WRITTEN_ROWS
+    if context.begin_id is not None:
+        first = torch.full((count,), context.begin_id)
+    else:
+        starts = torch.tensor([row.ids[0] for row in context.background])
+        first = starts[torch.randint(len(starts), (count,), generator=draws)]
+    length = min(config.length or WRITTEN_LENGTH, context.max_length or WRITTEN_LENGTH)
+    ends = model.generation_config.eos_token_id
+    stops = set(ends) if isinstance(ends, list) else {ends}
+    with without_adapter(model), inference(model):
+        texts = [
+            text for some in first.split(WRITTEN_AT_ONCE) for text in draw_texts(model, some, length, stops, draws)
+        ]
+    return [Encoded(ids, [IGNORE, *ids[1:]], 0) for ids in texts]
+
+
+def draw_texts(
+    model: Any, first: Tensor, length: int, stops: set[int | None], draws: torch.Generator
+) -> list[list[int]]:
+    """Continues each first token [B] by draws at temperature 1, up to an end token (kept) or `length` tokens."""
+    device = next(model.parameters()).device
+    ids, cache = first[:, None], None
+    while ids.shape[1] < length:
+        output = model(input_ids=ids[:, -1:].to(device), past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        odds = output.logits[:, -1].float().softmax(-1).cpu()
+        ids = torch.cat([ids, torch.multinomial(odds, 1, generator=draws)], dim=1)
+    return [until_end(text, stops) for text in ids.tolist()]
+
+
+def until_end(ids: list[int], stops: set[int | None]) -> list[int]:
+    """A text up to the first end token behind its first token, which is kept."""
+    end = next((at for at, i in enumerate(ids) if at and i in stops), len(ids) - 1)
+    return ids[: end + 1]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel, TaskType, get_peft_model
+from peft import TaskType, get_peft_model
 from torch import nn
 
 import nlft
@@ -15,6 +14,7 @@ from nlft.base import FrozenBase, find_blocks
 from nlft.calibrate import calibrate_base
 from nlft.config import SparseMemoryConfig
 from nlft.data.template import Encoded
+from nlft.methods.apart import TasksApart
 from nlft.methods.calibration import (
     CALIBRATION_BATCH,
     Parts,
@@ -24,7 +24,6 @@ from nlft.methods.calibration import (
     split_context,
 )
 from nlft.methods.protocol import TaskContext
-from nlft.methods.replay import Trainable
 from nlft.pathways.gate import check_behind_gate
 from nlft.pathways.prototype import held_out_batches, prototype_addresses, read_addresses
 from nlft.pathways.provenance import note_background
@@ -60,7 +59,7 @@ class Pending(NamedTuple):
     """Share of predictions that this task and all before it may lose together."""
 
 
-class SparseMemory(Trainable):
+class SparseMemory(TasksApart):
     """Slots are placed by calibration when a task begins, trained, and frozen when it ends."""
 
     def __init__(self, config: SparseMemoryConfig) -> None:
@@ -159,10 +158,14 @@ class SparseMemory(Trainable):
         """The recipe's, or SGD on the rows that each step chooses."""
         if self.tables:
             return RowSGD(self.tables, lr, self.config.choice, self.config.slots, self.seed)
+        if self.config.addressing == "product_key" and self.config.mode == "step":
+            # A finished task that is trained again has no table left to choose rows from; the rate is still SGD's.
+            return torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr)
         return super().optimizer(model, lr)
 
     def end_task(self, model: nn.Module) -> None:
         """Freezes the task's values; of a whole table only the rows that were moved."""
+        super().end_task(model)
         if self.tables:
             keep_moved(model)
             self.tables = {}
@@ -171,11 +174,3 @@ class SparseMemory(Trainable):
             task, rows, pad_id, budget = self.pending
             set_shift(model, choose_shift(model, rows, pad_id, budget, [task]).shift, [task])
             self.pending = None
-
-    def save(self, model: Any, folder: Path) -> None:
-        """Writes a PEFT directory: slots that were learned and what addresses them."""
-        model.save_pretrained(folder)
-
-    def load(self, base: FrozenBase, folder: Path) -> nn.Module:
-        """Reads a PEFT directory, ready for the next task."""
-        return PeftModel.from_pretrained(base.model, str(folder), is_trainable=True).eval()

@@ -32,3 +32,10 @@ class TaskPart(nn.Module):
             tensor = getattr(self, name).detach()
             delattr(self, name)
             self.register_buffer(name, tensor)
+
+    def thaw(self) -> None:
+        """Turns the buffers into parameters again, so that what is frozen can be trained once more."""
+        for name in self.names:
+            tensor = getattr(self, name).detach()
+            delattr(self, name)
+            self.register_parameter(name, nn.Parameter(tensor))

@@ -36,6 +36,8 @@ class Reads:
     """By task: tokens that read it at one block or more."""
     slots: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     """By task and block: tokens that read each slot, [M] int64. Gated LoRA and CMS have no slots."""
+    fired: int = 0
+    """Tokens that read any task."""
     gates: dict[str, torch.Tensor] = field(default_factory=dict)
     """By task: tokens to which each key of its gate is the nearest of the task's keys, [M] int64."""
 
@@ -80,6 +82,7 @@ def count_reads(model: Any, batches: Iterable[Batch], adapter: str = "default") 
             if whole and names:
                 shared.read = cast(Any, gates_of(model)[adapter]).open.flatten(0, 1) > 0
             reads.total += int(shared.mask.sum())
+            reads.fired += int((shared.read.any(dim=1) & shared.mask).sum())
             for number, name in enumerate(names):
                 reads.tokens[name] += int((shared.read[:, number] & shared.mask).sum())
     return reads

@@ -11,10 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nlft.measure.unit import is_bounded
-from nlft.report.picture import COLOURS, GREY, MARKERS, Picture, literal, save_picture, tidy_axes
-
-FAR = 0.06
-"""Labels of points nearer to each other than this part of the axes would lie on top of each other."""
+from nlft.report.picture import COLOURS, GREY, MARKERS, Picture, apart, literal, save_picture, tidy_axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +73,6 @@ def draw_curve(columns: Sequence[CurveColumn], points: Sequence[CurvePoint], bud
     rows = [[point.shift, point.lost, point.bound, point.learned, int(point.chosen), *point.scores] for point in points]
     words = "Each task's score at every shift of the thresholds, over the predictions lost; the chosen shift is ringed."
     return save_picture(figure, path, "Learning and forgetting of one adapter", words, head, rows)
-
-
-def apart(x: Sequence[float], y: Sequence[float]) -> list[int]:
-    """Places of points that lie apart from all those chosen before them, in parts of the whole span."""
-    spans = [max(max(values) - min(values), 1e-12) for values in (x, y)]
-    kept: list[int] = []
-    for i in range(len(x)):
-        if all(abs(x[i] - x[k]) / spans[0] + abs(y[i] - y[k]) / spans[1] > FAR for k in kept):
-            kept.append(i)
-    return kept
 
 
 def show_shift(shift: float) -> str:

@@ -6,43 +6,43 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nlft.report.figures import Pictures
+from nlft.report.findings import short_facts
 from nlft.report.picture import Picture
-from nlft.report.rows import Grid, best_entries, cost_grid, integrity_lines, matched_grid, matrix_grid, result_grid
+from nlft.report.rows import Grid
+from nlft.report.sections import Code, Words, sections_of
 
 Summary = Mapping[str, Any]
 
 
-def write_markdown(summary: Summary, pictures: Sequence[Picture]) -> str:
+def write_markdown(summary: Summary, pictures: Pictures) -> str:
     """The report as Markdown; pictures are linked beside it, text from files is escaped."""
     base = summary["base"]
-    parts = [
-        f"# {_text(summary['name'])}",
-        f"**{_text(summary['outcome'])}**",
-        f"Base: {_text(base['model'])}" + (f", revision {_text(base['revision'])}" if base["revision"] else "") + ".",
-        "## Result",
-        _grid(result_grid(summary)),
-    ]
-    unfinished = [run for run in summary["runs"] if run["status"] != "ok"]
-    if unfinished:
-        parts.append("### Runs that did not finish")
-        parts.append("\n".join(f"- {_text(run['run_id'])}: {_text(run['status'])}" for run in unfinished))
-    matched = [grid for moment in ("end", "now") if (grid := matched_grid(summary, moment))]
-    if matched:
-        parts += ["## Forgetting at matched learning", *[_grid(grid) for grid in matched]]
-    parts.append("## Scores after every task")
-    for entry in best_entries(summary):
-        parts += [f"### {_text(entry['method'])}, lr {entry['lr']:g}", _grid(matrix_grid(summary, entry))]
-    parts += (
-        ["## Figures", *[f"![{_text(p.title)}](figures/{p.png.name})\n\n{p.words}" for p in pictures]]
-        if pictures
-        else []
+    parts = [f"# {_text(summary['name'])}", f"**{_text(summary.get('paragraph') or summary['outcome'])}**"]
+    parts += [_text(fact) for fact in short_facts(summary)]
+    parts.append(
+        f"Base: {_text(base['model'])}" + (f", revision {_text(base['revision'])}." if base["revision"] else ".")
     )
-    parts += ["## What the words mean", "\n".join(f"- {_text(words)}." for words in summary["definitions"].values())]
-    parts += ["## Integrity", "\n".join(f"- {_text(line)}" for line in integrity_lines(summary))]
-    parts += ["## Costs", _grid(cost_grid(summary))]
-    if summary["recipe"]:
-        parts += ["## Recipe", _fenced(summary["recipe"].rstrip())]
+    for section in sections_of(summary, pictures):
+        parts.append(f"## {section.title}")
+        parts += [_part(part) for part in section.parts]
     return "\n\n".join(parts) + "\n"
+
+
+def _part(part: Grid | Picture | Words | Code) -> str:
+    if isinstance(part, Picture):
+        return f"![{_text(part.title)}](figures/{part.png.name})\n\n{_text(part.words)}"
+    title = f"### {_text(part.title)}\n\n" if part.title else ""
+    if isinstance(part, Grid):
+        return title + _grid(part)
+    if isinstance(part, Code):
+        return title + _fenced(part.text.rstrip())
+    return title + "\n".join(f"- {_text(_stop(line))}" for _, line in part.lines)
+
+
+def _stop(line: str) -> str:
+    """A sentence with its full stop."""
+    return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
 def _grid(grid: Grid) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nlft.measure.outcome import probes_meant, tasks_meant, tasks_of_unit
-from nlft.measure.unit import change_unit, show, show_change, show_loss
+from nlft.measure.unit import change_unit, is_bounded, show, show_change, show_loss
 
 Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -20,17 +20,58 @@ class Grid:
     head: list[str]
     body: list[list[str]]
     caption: str = ""
+    title: str = ""
+    folded: bool = False
+    """Shown only when asked for, where the format can."""
+    shades: Sequence[Sequence[float | None]] = ()
+    """How good each cell after the first column is, 0 to 1; empty without shading."""
+    framed: Sequence[tuple[int, int]] = ()
+    """(row, column) of cells to stand out, columns counted after the first."""
+
+
+TOLD = "†: is told each row's task when it is scored: a bound, not a rival."
+LONG = 15
+"""More rows than this are folded."""
 
 
 def label(entry: Entry, summary: Summary) -> str:
     """A method with its learning rate."""
-    return f"{entry['method']} lr {entry['lr']:g}{mark_of(entry, summary)}"
+    return f"{setting(entry, summary)}{mark_of(entry, summary)}"
+
+
+def setting(entry: Entry, summary: Summary, between: str = " ") -> str:
+    """A method with what it was swept over; a method without learning rate has none (0)."""
+    swept = [entry["method"]]
+    swept += [f"lr {entry['lr']:g}"] if entry["lr"] else []
+    swept += [f"{steps} steps"] if (steps := steps_swept(entry, summary)) else []
+    return between.join(swept)
+
+
+def steps_swept(entry: Entry, summary: Summary) -> str:
+    """The number of steps, if the method was trained for several numbers of them; else nothing."""
+    every = {other.get("steps") for other in summary["methods"] if other["method"] == entry["method"]}
+    return f"{entry['steps']:g}" if len(every) > 1 and entry.get("steps") else ""
 
 
 def mark_of(entry: Entry, summary: Summary) -> str:
-    """• at the best of several learning rates."""
+    """• at the best of several learning rates, † at a method that is told the task."""
     several = sum(other["method"] == entry["method"] for other in summary["methods"]) > 1
-    return " •" if several and entry["best"] else ""
+    return (" •" if several and entry["best"] else "") + (" †" if entry.get("told_task") else "")
+
+
+def has_told(summary: Summary) -> bool:
+    """Whether some method is told the task."""
+    return any(entry.get("told_task") for entry in summary["methods"])
+
+
+def runs_of(summary: Summary, entry: Entry) -> list[Mapping[str, Any]]:
+    """The finished runs behind a method at one point of its sweep."""
+    keys = ("method", "lr", "steps") if "steps" in entry else ("method", "lr")
+    return [
+        run
+        for run in summary["runs"]
+        if run["status"] == "ok" and all((run.get(key) or entry[key]) == entry[key] for key in keys)
+    ]
 
 
 def best_entries(summary: Summary) -> list[Entry]:
@@ -48,27 +89,28 @@ def has_seen(summary: Summary) -> bool:
     return any(column["split"] == "seen" for column in summary["columns"])
 
 
-def result_grid(summary: Summary) -> Grid:
-    """Methods × what was learned, what was kept, what it cost; the base in the first row."""
+def result_grid(summary: Summary, chosen: Sequence[Entry] | None = None, title: str = "", folded: bool = False) -> Grid:
+    """Methods × what was learned, what was kept, what it cost; the base in the first row. All entries if not given."""
+    entries: Sequence[Entry] = summary["methods"] if chosen is None else chosen
     task_unit, several = summary["task_unit"] or "", len(summary["tasks"]) > 1
     probes, seen = columns_by(summary, "probe"), has_seen(summary)
     head = ["method", "learned, when trained", "learned, at the end"] + ["trained wordings, at the end"] * seen
-    head += [f"{probe['name']}: end (change)" for probe in probes]
+    head += [f"{probe['name']}: end (change)" + _unit_in_head(probe["unit"]) for probe in probes]
     head += ["earlier tasks: lost, F(max)", "earlier tasks: change, BWT"] * several
     head += ["trainable", "stored", "training"]
     body = []
-    done = next((entry for entry in summary["methods"] if entry["n_finished"]), None)
+    done = next((entry for entry in entries if entry["n_finished"]), None)
     if done:
         values = done["values"]
         level = show(values["continual"].get("base", {}).get("value"), task_unit)
         body.append(
             ["base", level, level]
             + ["–"] * seen
-            + [show(values["probes"][probe["name"]]["base"]["value"], probe["unit"]) for probe in probes]
+            + [_level(values["probes"][probe["name"]]["base"]["value"], probe["unit"]) for probe in probes]
             + ["–", "–"] * several
             + ["–", "–", "–"]
         )
-    for entry in summary["methods"]:
+    for entry in entries:
         if not entry["n_finished"]:
             body.append([f"{label(entry, summary)}\n{_status(entry)}", *["–"] * (len(head) - 1)])
             continue
@@ -85,11 +127,21 @@ def result_grid(summary: Summary) -> Grid:
         body.append(row)
     caption = means_of_tasks(summary) + (", wordings never trained on." if seen else ".")
     caption += f" Changes and losses in {_units(summary)}; below zero, a change is a loss."
-    if any(entry["n_runs"] > 1 for entry in summary["methods"]):
+    if any(entry["n_runs"] > 1 for entry in entries):
         caption += " Brackets: least and largest run."
-    if any(entry["n_finished"] == 1 for entry in summary["methods"]) and probes:
+    if any(entry["n_finished"] == 1 for entry in entries) and probes:
         caption += " Brackets at a change of a single run: 95 % interval over items."
-    return Grid(head, body, caption)
+    caption += f" {TOLD}" if has_told(summary) else ""
+    return Grid(head, body, caption, title, folded)
+
+
+def _unit_in_head(unit: str) -> str:
+    """Units but % stand in the head only, so that cells are narrow."""
+    return "" if is_bounded(unit) else f", {unit}"
+
+
+def _level(value: float | None, unit: str) -> str:
+    return show(value, unit, is_bounded(unit))
 
 
 def means_of_tasks(summary: Summary) -> str:
@@ -125,116 +177,76 @@ def _probe(entry: Entry, probe: Mapping[str, Any]) -> str:
     values, unit = entry["values"]["probes"][probe["name"]], probe["unit"]
     change = values["change"]
     limits = change if change["n"] > 1 else entry["intervals"].get("probes", {}).get(probe["name"])
-    text = f"{show(values['end']['value'], unit)} ({show_change(change['value'], unit, False)})"
+    text = f"{_level(values['end']['value'], unit)} ({show_change(change['value'], unit, False)})"
     if limits and limits["low"] is not None:
         text += f"\n[{show_change(limits['low'], unit, False)}, {show_change(limits['high'], unit, False)}]"
     return text
 
 
+def matched_grids(summary: Summary) -> list[Grid]:
+    """Forgetting at matched learning at both moments; how to read them stands below the last."""
+    found = [grid for moment in ("end", "now") if (grid := matched_grid(summary, moment))]
+    same = len({grid.caption for grid in found}) == 1
+    return [replace(grid, caption="") if same and grid is not found[-1] else grid for grid in found]
+
+
 def matched_grid(summary: Summary, moment: str) -> Grid | None:
-    """Forgetting at matched learning, with the multiple of the best plain method; None with one method."""
+    """Forgetting at matched learning, a row a method, with the multiple of the best plain one; None with one method."""
     matched = summary["frontier"][moment]["matched"]
     if not matched or not summary["probes"]:
         return None
-    methods = list(matched[0]["forgetting"])
+    head = ["method"]
+    for level in matched:
+        words = "at the largest that all reached, " if level["common"] else "at "
+        head.append(f"lost {words}{100 * level['level']:.0f} %")
+    told = {entry["method"] for entry in summary["methods"] if entry.get("told_task")}
     body = [
         [
-            f"{level['level']:.2f}" + ("\nlargest that all reached" if level["common"] else ""),
-            *[_matched_cell(level, method, summary["probe_unit"]) for method in methods],
+            name + (" †" if name in told else ""),
+            *[_matched_cell(level, name, summary["probe_unit"]) for level in matched],
         ]
-        for level in matched
+        for name in matched[0]["forgetting"]
     ]
     when = "right after each task's training" if moment == "now" else "at the end"
     caption = (
         f"Lost on {probes_meant(summary)} ({change_unit(summary['probe_unit'])}), where the methods have learned the "
-        "same. × is the multiple of the reference: the better of full finetuning and LoRA, both without replay."
+        "same part of what could be learned. × is the multiple of the reference: the better of full finetuning and "
+        "LoRA, both without replay."
     )
-    if any(runs["n"] > 1 for level in matched for runs in level["runs"].values()):
+    if any(runs.get("n", 0) > 1 for level in matched for runs in level["runs"].values()):
         caption += (
-            " Brackets: least and largest of the pairs of runs with the same seed and order; 95 %: bootstrap over these"
-            " pairs; p: exact sign-flip test against the reference (n pairs cannot give less than 2/2ⁿ)."
+            " 95 %: over runs, then items. Brackets: least and largest of the pairs of runs with the same seed and "
+            "order where there is no interval; p: exact sign-flip test against the reference (n pairs cannot give "
+            "less than 2/2ⁿ)."
         )
-    return Grid([f"learning {when}", *methods], body, caption)
+    return Grid(head, body, caption, f"Learned the same {when}")
 
 
 def _matched_cell(level: Mapping[str, Any], method: str, unit: str) -> str:
-    lost, ratio = level["forgetting"][method], level["ratio"][method]
+    """What was lost and the multiple; in small print the intervals, p and the number of pairs."""
+    lost, ratio = level["forgetting"].get(method), level["ratio"].get(method)
     if lost is None:
         return f"–\n{level['why'].get(method, 'not measured')}"
-    text = show_loss(lost, unit, False)
+    text, small = show_loss(lost, unit, False), []
+    runs = level["runs"].get(method) or {}
+    interval = runs.get("interval") or {}
+    if interval.get("low") is not None:
+        small.append(f"95 % {show_loss(interval['low'], unit, False)} to {show_loss(interval['high'], unit, False)}")
+    elif runs.get("why"):
+        small.append(f"no interval: {runs['why']}")
     if method == level["reference"]:
         text += " (reference)"
-    runs = level["runs"].get(method, {"n": 0})
-    if method != level["reference"] and ratio is not None:
-        known = runs.get("ratio_low") is not None
-        interval = f", 95 % {runs['ratio_low']:.2g} to {runs['ratio_high']:.2g}" if known else ""
-        text += f" (×{ratio:.2g}{interval})"
-    if runs["n"] > 1:
-        text += f"\n[{show_loss(runs['low'], unit, False)}, {show_loss(runs['high'], unit, False)}]"
-        if runs["p_signflip"] is not None:
-            text += f", p = {runs['p_signflip']:.2g}, {runs['n']} pairs"
-    return text
-
-
-def matrix_grid(summary: Summary, entry: Entry) -> Grid:
-    """The matrix of one method: stages × columns."""
-    columns = summary["columns"]
-    head = ["after"] + [f"{column['column']} ({'%' if column['bounded'] else column['unit']})" for column in columns]
-    body = [
-        [name, *[show(value, column["unit"], False) for value, column in zip(row, columns, strict=True)]]
-        for name, row in zip(["base", *entry["order"]], entry["matrix"] or [], strict=False)
-    ]
-    return Grid(head, body)
-
-
-def cost_grid(summary: Summary) -> Grid:
-    """What each run cost and whether the base is as it was."""
-    head = ["run", "status", "steps", "training tokens", "training", "scoring", "trainable", "stored", "GPU memory"]
-    body = []
-    for run in summary["runs"]:
-        costs = run["values"]["costs"]
-        body.append(
-            [
-                run["run_id"],
-                run["status"].split(":")[0],
-                count(costs["steps"]),
-                count(costs["train_tokens"]),
-                seconds(costs["train_s"]),
-                seconds(costs["eval_s"]),
-                count(costs["trainable_params"]),
-                size(costs["stored_bytes"]),
-                size(costs["peak_bytes"]),
-            ]
-        )
-    return Grid(head, body)
-
-
-def integrity_lines(summary: Summary) -> list[str]:
-    """What was verified about the base, a sentence for each finding."""
-    adapters = [
-        run for run in summary["runs"] if run["status"] == "ok" and run["integrity"]["base_unchanged"] is not None
-    ]
-    full = list(dict.fromkeys(run["method"] for run in summary["runs"] if run["kind"] == "full"))
-    lines = []
-    broken = [run["run_id"] for run in adapters if not run["integrity"]["base_unchanged"]]
-    if broken:
-        lines.append(f"BASE WEIGHTS CHANGED in {', '.join(broken)}: this is a defect.")
-    elif adapters:
-        lines.append(f"Base weights unchanged (verified by hash) in {_of(adapters)}.")
-    off = [run for run in adapters if run["integrity"]["off_equals_base"] is not None]
-    differs = [run["run_id"] for run in off if not run["integrity"]["off_equals_base"]]
-    if differs:
-        lines.append(f"With the adapter off, the outputs DIFFER from the base's in {', '.join(differs)}.")
-    elif off:
-        lines.append(f"With the adapter off, the outputs equal the base's bit for bit in {_of(off)}.")
-    if full:
-        lines.append(f"{', '.join(full)}: trains the base itself, so its weights change.")
-    lines.append("Everything else here is measured with the adapter on: unchanged weights alone keep nothing.")
-    return lines
-
-
-def _of(runs: Sequence[Any]) -> str:
-    return "one run with an adapter" if len(runs) == 1 else f"all {len(runs)} runs with an adapter"
+    elif ratio is not None:
+        text += f" (×{ratio:.2g})"
+        if runs.get("ratio_low") is not None:
+            small.append(f"× 95 % {runs['ratio_low']:.2g} to {runs['ratio_high']:.2g}")
+    if runs.get("n", 0) > 1:
+        p, of = runs.get("p_signflip"), runs.get("of") or runs["n"]
+        pairs = f"{runs['n']} pairs" if of == runs["n"] else f"{runs['n']} of {of} pairs"
+        if interval.get("low") is None:
+            small.append(f"[{show_loss(runs['low'], unit, False)}, {show_loss(runs['high'], unit, False)}]")
+        small.append(pairs if p is None else f"p = {p:.2g}, {pairs}")
+    return text + "".join(f"\n{part}" for part in small)
 
 
 def count(value: float | None) -> str:

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from nlft.measure.outcome import tasks_of_unit
 from nlft.measure.unit import change_unit, is_bounded, show, show_change
-from nlft.report.rows import columns_by, count, mark_of, means_of_tasks, seconds
+from nlft.report.findings import short_facts
+from nlft.report.rows import columns_by, count, mark_of, means_of_tasks, seconds, steps_swept
 
 Summary = Mapping[str, Any]
 MOST_PROBES = 3
@@ -23,15 +24,17 @@ def table(summary: Summary) -> Table:
     task_unit, probes = summary["task_unit"] or "", columns_by(summary, "probe")
     several = len(summary["tasks"]) > 1
     some = 0 < len(tasks_of_unit(summary)) < len(summary["tasks"])
+    more = [f"{means_of_tasks(summary)}."] * some + short_facts(summary)
     grid = Table(
         title=Text(f"{summary['name']} (Δ below zero: lost)"),
-        caption=Text(summary["outcome"] + (f" {means_of_tasks(summary)}." if some else ""), style="bold"),
+        caption=Text(" ".join([summary["outcome"], *more]), style="bold"),
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=0,
     )
+    swept = any(steps_swept(entry, summary) for entry in summary["methods"])
     mark = " %" if is_bounded(task_unit) else ""
-    heads = ["method", "lr", f"learned\nnow{mark}"] + [f"learned\nat end{mark}"] * several
+    heads = ["method", "lr" + " × steps" * swept, f"learned\nnow{mark}"] + [f"learned\nat end{mark}"] * several
     if len(probes) <= MOST_PROBES:
         heads += [f"{probe['name']}\n{_change(probe['unit'])}" for probe in probes]
     else:
@@ -50,7 +53,9 @@ def _change(unit: str) -> str:
 
 
 def _cells(summary: Summary, entry: Mapping[str, Any], width: int) -> list[str]:
-    cells = [entry["method"], f"{entry['lr']:g}{mark_of(entry, summary)}"]
+    swept = f"{entry['lr']:g}" if entry["lr"] else "–"
+    swept += f" × {steps}" if (steps := steps_swept(entry, summary)) else ""
+    cells = [entry["method"], swept + mark_of(entry, summary)]
     if not entry["n_finished"]:
         return [*cells, entry["statuses"][0].split(":")[0], *["–"] * (width - 3)]
     values, unit = entry["values"], summary["task_unit"]

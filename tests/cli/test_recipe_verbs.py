@@ -12,6 +12,7 @@ import pytest
 from nlft.cli import main
 from nlft.config import Recipe
 from nlft.recipes import find_recipe, load_recipe, recipe_files
+from nlft.suites import suite_files
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +30,13 @@ def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
 def test_ls_says_what_each_recipe_is(capsys: pytest.CaptureFixture[str]) -> None:
     code, out = call(capsys, "ls")
     assert code == 0
-    lines = out.splitlines()
-    assert [line.split()[0] for line in lines] == list(recipe_files())
+    recipes, _, suites = out.partition("\n\n")
+    assert [line.split()[0] for line in recipes.splitlines()] == list(recipe_files())
     assert "demo" in recipe_files()
-    for line in lines:
+    head, *rest = suites.splitlines()
+    assert "suite: NAME" in head
+    assert [line.split()[0] for line in rest] == list(suite_files())
+    for line in [*recipes.splitlines(), *rest]:
         assert line.endswith(".")
         assert len(line.split()) > 3
 
@@ -96,7 +100,7 @@ def test_demo_never_writes_into_an_old_folder(
 ) -> None:
     calls: list[tuple[int, Path]] = []
 
-    def compare(recipe: Recipe, out: Path, *, jobs: int, console: object) -> Path:
+    def compare(recipe: Recipe, out: Path, *, console: object, **options: object) -> Path:
         calls.append((recipe.train.steps, out))
         out.mkdir(parents=True)
         (out / "summary.json").write_text(json.dumps({"folder": str(out), "runs": []}))

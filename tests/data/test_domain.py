@@ -29,4 +29,7 @@ def test_a_label_that_is_never_trained_is_said(tmp_path):
 def test_other_rows_have_no_labels(tmp_path):
     pairs = [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(4)]
     assert remarks(domains(tmp_path, pairs[:2], pairs[2:])) == []
-    assert remarks(domains(tmp_path, pairs[:2], pairs[1:])) == ["1 of 3 test rows of task 'pets' are also train rows."]
+    assert remarks(domains(tmp_path, pairs[:2], pairs[1:])) == [
+        "1 of 3 test rows of task 'pets' are also train rows.",
+        "Rows of 'pets' that share 8 words in a row, or all of fewer: 33.3% with train rows.",
+    ]

@@ -13,6 +13,7 @@ from nlft.measure.continual import (
     final_acquisition,
     forgetting,
     forward_transfer,
+    intransigence,
     probe_retention,
     task_retention,
 )
@@ -81,3 +82,15 @@ def test_one_task_has_nothing_earlier() -> None:
     R = np.array([[0.1], [0.7]])
     assert average_accuracy(R) == average_incremental_accuracy(R) == pytest.approx(0.7)
     assert all(np.isnan(metric(R)) for metric in (backward_transfer, forgetting, forward_transfer))
+
+
+def test_intransigence_is_what_a_task_alone_learned_more() -> None:
+    assert intransigence(FULL, np.array([0.90, 0.70, 0.70])) == pytest.approx((0.10 + 0.0 - 0.05) / 3)
+    assert intransigence(-LOWER, np.array([-0.70, -0.70, -0.70])) == pytest.approx((0.10 + 0.0 + 0.05) / 3)
+    absent = FULL.copy()
+    absent[:, 1] = NAN
+    assert intransigence(absent, np.array([0.90, NAN, 0.70])) == pytest.approx((0.10 - 0.05) / 2)
+    assert np.isnan(intransigence(FULL, np.array([0.90, NAN, 0.70])))
+    cut = FULL.copy()
+    cut[2, 1] = NAN
+    assert np.isnan(intransigence(cut, np.ones(3))) and np.isnan(intransigence(np.full((2, 1), NAN), np.ones(1)))

@@ -12,7 +12,10 @@ from nlft.measure.frontier import (
     base_forgetting,
     ceilings,
     common_level,
+    common_range,
     lower_envelope,
+    mean_between,
+    most_within,
     normalised_learning,
     ratio_to,
     read_envelope,
@@ -88,6 +91,43 @@ def test_the_common_level_is_the_smallest_maximum() -> None:
     assert common_level({"a": a, "b": b}) == 0.6
     assert math.isnan(common_level({"a": a, "b": b, "c": c}))
     assert math.isnan(common_level({"a": a})) and math.isnan(common_level({"a": a, "b": []}))
+
+
+def test_the_common_range_is_what_all_span() -> None:
+    a, b, c = [(0.2, 0.0), (0.9, 0.1)], [(0.1, 0.0), (0.6, 0.3)], [(0.7, 0.0), (0.8, 0.1)]
+    assert common_range({"a": a, "b": b}) == (0.2, 0.6)
+    for nothing in ({"a": a, "b": b, "c": c}, {"a": a}, {"a": a, "b": []}):
+        assert all(math.isnan(end) for end in common_range(nothing))
+
+
+def test_the_area_is_the_mean_over_the_range() -> None:
+    """(0, 0) (0.4, 0.1) (1, 0.4): the trapezia by hand."""
+    curve = [(0.0, 0.0), (0.4, 0.1), (1.0, 0.4)]
+    assert mean_between(curve, 0.0, 1.0) == pytest.approx(0.4 * 0.05 + 0.6 * 0.25)
+    assert mean_between(curve, 0.2, 0.7) == pytest.approx((0.2 * 0.075 + 0.3 * 0.175) / 0.5)
+    assert mean_between(curve, 0.5, 0.6) == pytest.approx(0.175)
+    for low, high in ((-0.1, 0.5), (0.5, 1.1), (0.5, 0.5), (0.6, 0.5), (math.nan, math.nan)):
+        assert math.isnan(mean_between(curve, low, high)), (low, high)
+    assert math.isnan(mean_between([], 0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("budget", "learned", "why"),
+    [
+        (0.05, 0.3, ""),
+        (0.1, 0.5, ""),
+        (0.25, 0.65, ""),
+        (0.02, 0.2, ""),
+        (0.01, math.nan, "lost at least 0.02; add a smaller learning rate"),
+        (0.4, 0.8, "the sweep ends within the budget: it may be more"),
+        (0.5, 0.8, "the sweep ends within the budget: it may be more"),
+    ],
+)
+def test_the_most_that_is_learned_within_a_budget(budget: float, learned: float, why: str) -> None:
+    curve = [(0.2, 0.02), (0.4, 0.08), (0.5, 0.1), (0.8, 0.4)]
+    found = most_within(curve, budget)
+    assert found.why == why and found.value == pytest.approx(learned, nan_ok=True)
+    assert most_within([], budget).why == "no finished run"
 
 
 def test_the_reference_is_the_better_plain_method() -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nlft.errors import DataError
-from nlft.measure.interval import paired_difference, ratio_interval, sign_flip_p, wilson
+from nlft.measure import interval
+from nlft.measure.interval import draw_clusters, paired_difference, sign_flip_p, wilson
 
 
 def difference(before: list[float], after: list[float], clusters: list[int] | None = None, **options: object):
@@ -118,10 +119,12 @@ def test_sign_flip_needs_two_pairs_of_numbers() -> None:
     assert math.isnan(sign_flip_p([0.2])) and math.isnan(sign_flip_p([0.2, math.nan]))
 
 
-def test_ratio_interval():
-    low, high = ratio_interval([1, 2, 3, 4], [10, 20, 30, 40])
-    assert (low, high) == pytest.approx((0.1, 0.1))
-    low, high = ratio_interval([0, 0, 0, 4], [10, 10, 10, 10])
-    assert low == 0.0 and 0.1 < high <= 0.4
-    assert all(math.isnan(limit) for limit in ratio_interval([1, 2], [0, 0]))
-    assert all(math.isnan(limit) for limit in ratio_interval([1], [2]))
+@pytest.mark.parametrize("seed", [7, np.random.SeedSequence(7)])
+def test_as_many_clusters_are_drawn_as_there_are(seed: int | np.random.SeedSequence, monkeypatch) -> None:
+    """In one piece and in several; every one as likely as any other."""
+    for chunk in (2_000_000, 1000):
+        monkeypatch.setattr(interval, "CHUNK", chunk)
+        counts = np.concatenate(list(draw_clusters(30, 2000, seed)))
+        assert counts.shape == (2000, 30) and (counts.sum(axis=1) == 30).all()
+        np.testing.assert_allclose(counts.mean(axis=0), 1.0, atol=0.12)
+        assert counts.var() == pytest.approx(1 - 1 / 30, rel=0.03)

@@ -14,6 +14,7 @@ from nlft.measure.metric import (
     answer_f1,
     answer_words,
     bits_per_byte,
+    choice_margin,
     choose,
     exact_match,
     load_metric,
@@ -109,11 +110,15 @@ def test_choose_takes_the_first_of_equals() -> None:
 def test_specs_state_scoring_and_direction() -> None:
     assert {name: (spec.scoring, spec.higher_is_better) for name, spec in METRICS.items()} == {
         "exact_match": ("generation", True),
+        "answer_match": ("generation", True),
         "f1": ("generation", True),
+        "contains": ("generation", True),
         "accuracy": ("choice", True),
         "accuracy_norm": ("choice", True),
+        "margin": ("choice", True),
         "nll": ("likelihood", False),
         "bits_per_byte": ("likelihood", False),
+        "kl": ("divergence", False),
     }
     assert metric_spec("metrics/rouge#rougeL").scoring == "generation"
     assert metric_spec("metrics/rouge#rougeL").higher_is_better
@@ -178,3 +183,26 @@ def test_unknown_metric_names_the_three_ways(tmp_path: Path) -> None:
         text_scorer(str(tmp_path / "nowhere"))
     for way in ("exact_match", "local directory", "Hub id"):
         assert way in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("prediction", "matches", "holds"),
+    [
+        ("The Eiffel Tower!", 1.0, 1.0),
+        ("eiffel tower", 1.0, 1.0),
+        ("It is the Eiffel Tower, in Paris.", 0.0, 1.0),
+        ("Tower of Eiffel", 0.0, 0.0),
+        ("La Tour Eiffel", 1.0, 1.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_answers_with_aliases(prediction: str, matches: float, holds: float) -> None:
+    references = ("Eiffel Tower", "la tour Eiffel")
+    assert text_scorer("answer_match")(prediction, references) == matches
+    assert text_scorer("contains")(prediction, references) == holds
+
+
+def test_margin_by_hand() -> None:
+    assert choice_margin([-3.0, -1.5, -2.0], 1) == 0.5
+    assert choice_margin([-3.0, -1.5, -2.0], 0) == -1.5
+    assert math.isnan(choice_margin([-3.0, math.nan], 0))

@@ -121,3 +121,15 @@ def test_modes_come_back_after_an_error(hand: SimpleNamespace, llama: Any, tiny_
         hand.run(llama, tiny_tokenizer, [replace(QUIZ, gold=None)], "accuracy")
     assert all(module.training for module in llama.modules())
     assert torch.is_grad_enabled()
+
+
+def test_an_answer_ends_at_its_stop_text(hand: SimpleNamespace, llama: Any, tiny_tokenizer: Any) -> None:
+    def answers(stop: str) -> list[str]:
+        evaluation = Evaluation("facts", "task", "test", hand.rows, "exact_match", stop)
+        options: dict[str, Any] = {"stage": 1, "condition": "on", "batch_size": 8, "max_length": 256}
+        items = score(llama, tiny_tokenizer, evaluation, max_new_tokens=12, **options)
+        return [item.prediction for item in hand.of(items, "exact_match")]
+
+    whole = answers("")
+    stop = max((text[len(text) // 2] for text in whole if text.strip()), key="".join(whole).count)
+    assert answers(stop) == [text.split(stop)[0].strip() for text in whole] != whole

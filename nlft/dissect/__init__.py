@@ -1,0 +1,3 @@
+"""Analyses at the end of a run, of where its forgetting happens."""
+
+from __future__ import annotations

@@ -1,0 +1,131 @@
+"""The plan of a comparison: its runs, and an address for each that says everything that decides its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from nlft.config import CompareConfig, Recipe
+from nlft.errors import NlftError
+
+RESULTS = 1
+"""Part of every address; raised when the same recipe would give other results than before."""
+ORDER_WIDTH = 40
+"""Characters of an order in a cell's name."""
+
+Setting = Literal["sequence", "single", "multitask"]
+"""Tasks one after another; one task alone; all tasks at once."""
+Rates = Mapping[str, Sequence[float]]
+"""Learning rates by method."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison."""
+
+    name: str
+    """Readable; with the address at its end once that is known: the name of the cell's folder."""
+    method: str
+    setting: Setting
+    recipe: Recipe
+    """The recipe with this method, learning rate, number of steps, seed and order alone."""
+    address: str = ""
+    """sha256 of everything that decides the result."""
+
+    @property
+    def lr(self) -> float:
+        """Its learning rate; 0 for a method without one."""
+        return self.recipe.methods[self.method].lrs[0]
+
+    @property
+    def steps(self) -> int:
+        """Its optimiser steps a task."""
+        return self.recipe.methods[self.method].step_counts(self.recipe.train.steps)[0]
+
+
+def plan_cells(recipe: Recipe, added: Rates | None = None) -> list[Cell]:
+    """Every run of a comparison, in a fixed order: the sequences, then the bounds.
+
+    Args:
+        added: learning rates beside the recipe's.
+
+    Raises:
+        NlftError: a rate, seed or order is there twice.
+    """
+    tasks = [task.name for task in recipe.tasks]
+    orders = recipe.compare.orders_of(tasks)
+    chosen, bounds = list(recipe.methods), recipe.compare.bounds
+    cells = [*_cells(recipe, chosen, orders, "sequence", added or {})]
+    alone = [[task] for task in tasks if task not in {order[0] for order in orders}]
+    cells += _cells(recipe, bounds.single, alone, "single", added or {})
+    cells += _cells(recipe, bounds.multitask, [tasks], "multitask", added or {})
+    addresses = [address_of(cell, "", "") for cell in cells]
+    times = Counter(addresses)
+    twice = next((cell.name for cell, own in zip(cells, addresses, strict=True) if times[own] > 1), None)
+    if twice:
+        raise NlftError(f"Two runs of the comparison would be {twice!r}.", "List every rate, seed and order once.")
+    return cells
+
+
+def _cells(
+    recipe: Recipe, methods: Sequence[str], orders: Sequence[list[str]], setting: Setting, added: Rates
+) -> Iterator[Cell]:
+    tasks = {task.name: task for task in recipe.tasks}
+    seeds = recipe.train.seeds
+    for order in orders:
+        for seed in recipe.compare.seeds:
+            moved = {field: getattr(seeds, field) + seed for field in type(seeds).model_fields}
+            for method in methods:
+                config = recipe.methods[method]
+                for steps in config.step_counts(recipe.train.steps):
+                    for lr in [*config.lrs, *added.get(method, ())]:
+                        total = steps * len(order) if setting == "multitask" else steps
+                        words = [method, *([f"lr{lr:g}"] if lr else []), f"steps{total}", f"seed{moved['data']}"]
+                        words += [] if setting == "sequence" else [setting]
+                        name = "-".join([*words, ".".join(order)[:ORDER_WIDTH].rstrip(" .")]).replace(" ", "_")
+                        update = {
+                            "name": name,
+                            "out": None,
+                            "compare": CompareConfig(),
+                            "tasks": [tasks[task] for task in order],
+                            "methods": {method: config.model_copy(update={"lr": lr, "steps": total})},
+                            "train": recipe.train.model_copy(update={"seeds": seeds.model_copy(update=moved)}),
+                        }
+                        yield Cell(name, method, setting, recipe.model_copy(update=update))
+
+
+def address_of(cell: Cell, base_sha256: str, rows_sha256: str) -> str:
+    """sha256 over all that decides a cell's result: its recipe but for names of folders, its base, its rows.
+
+    Args:
+        rows_sha256: of the cell's own rows, in its order of tasks.
+    """
+    decides: dict[str, Any] = {
+        "results": RESULTS,
+        "setting": cell.setting,
+        "recipe": cell.recipe.model_dump(mode="json", exclude={"name", "out", "compare"}),
+        "base_sha256": base_sha256,
+        "rows_sha256": rows_sha256,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def addressed(cells: Sequence[Cell], base_sha256: str, rows: Callable[[list[str]], str]) -> list[Cell]:
+    """The cells with their addresses, the first twelve digits of which end their names.
+
+    Args:
+        rows: gives the sha256 of the rows for tasks in an order.
+    """
+    known: dict[tuple[str, ...], str] = {}
+    found = []
+    for cell in cells:
+        order = tuple(task.name for task in cell.recipe.tasks)
+        if order not in known:
+            known[order] = rows(list(order))
+        address = address_of(cell, base_sha256, known[order])
+        found.append(replace(cell, name=f"{cell.name}-{address[:12]}", address=address))
+    return found
