@@ -32,6 +32,7 @@ from nlft.data.source import load_rows
 from nlft.measure.bridge import BridgeLM
 from nlft.measure.isolation import evaluating
 
+their_model: Any = HFLM
 ROUNDS, BATCH, CONTEXT = 3, 64, 128
 ANSWER = 24
 """Longest answer in tokens."""
@@ -53,7 +54,7 @@ def main() -> None:
     for name, model in models.items():
         for kind, requests in all_requests().items():
             with contextlib.redirect_stderr(io.StringIO()):
-                theirs = HFLM(pretrained=model, tokenizer=base.tokenizer, batch_size=BATCH, max_length=CONTEXT)
+                theirs = their_model(pretrained=model, tokenizer=base.tokenizer, batch_size=BATCH, max_length=CONTEXT)
                 ours = BridgeLM(model, base.tokenizer, BATCH, CONTEXT)
                 old, new, difference = compare(model, theirs, ours, *requests)
             table.add_row(name, kind, str(len(requests[1])), f"{old:.2f}", f"{new:.2f}", f"{old / new:.2f}", difference)
@@ -74,12 +75,19 @@ def all_requests() -> dict[str, tuple[str, list[Instance]]]:
         # A passage in front of the question, as reading tests have it.
         passage = " ".join(draw.sample(stories, 1)[0].split()[:40])
         shared += [(f"{passage}\n\n{row.prompt}", f" {text}") for text in texts]
+    # A story up to its last sentence, and four endings, as HellaSwag has them.
+    endings = []
+    parts = [text.rstrip().rpartition(". ") for text in stories[:160]]
+    for begin, _, own in parts:
+        others = [other for _, _, other in draw.sample(parts, 3)]
+        endings += [(f"{begin}.", f" {ending}") for ending in (own, *others)]
     # Questions, and beginnings of stories, whose next sentence is written.
     prompts = [row.prompt for row in facts] + [" ".join(text.split()[:8]) for text in stories[:160]]
     until = {"until": ["\n\n", "."], "max_gen_toks": ANSWER}
     return {
         "choices, short question": ("loglikelihood", instances("loglikelihood", choices)),
-        "choices, behind a passage": ("loglikelihood", instances("loglikelihood", shared)),
+        "choices, after a passage": ("loglikelihood", instances("loglikelihood", shared)),
+        "choices, endings of stories": ("loglikelihood", instances("loglikelihood", endings)),
         "texts of like length": rolling(stories),
         "texts of mixed length": rolling(lines),
         "answers": ("generate_until", instances("generate_until", [(one, dict(until)) for one in prompts])),

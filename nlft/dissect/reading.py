@@ -97,7 +97,7 @@ def firing_tokens(study: Study) -> dict[str, float] | None:
     if not isinstance(config, TaskPeftConfig) or not config.keeps_tasks_apart:
         return None
     found = {}
-    for probe in study.prepared.domains.probes:
+    for probe in (one for one in study.prepared.domains.probes if one.rows):  # an lm-eval task has none
         reads = count_reads(study.model, in_batches(encoded(study, probe, ROWS), BATCH, study.prepared.pad_id))
         found[probe.column] = reads.fired / max(1, reads.total)
     return found
@@ -119,7 +119,7 @@ def changed_tokens(study: Study) -> dict[str, float] | None:
             shares[evaluation.column] = sum(hit for hit, _ in parts) / max(1, sum(n for _, n in parts))
         return []
 
-    for probe in study.prepared.domains.probes:
+    for probe in (one for one in study.prepared.domains.probes if one.rows):  # an lm-eval task has none
         study.learner.score(study.model, probe, "on", ask)
     return shares or None
 

@@ -97,7 +97,7 @@ class BridgeLM(LM):
         asked: dict[tuple[str, ...], list[int]] = {}
         budgets = []
         for index, request in enumerate(requests):
-            options = normalize_gen_kwargs(request.args[1], LONGEST_ANSWER)
+            options: Any = normalize_gen_kwargs(request.args[1], LONGEST_ANSWER)
             budgets.append(options["max_gen_toks"])
             asked.setdefault(tuple(handle_stop_sequences(options.get("until"), end)), []).append(index)
             if budgets[-1] >= self.max_length:
@@ -168,8 +168,7 @@ def score_harness(
     loaded = load_task(spec)
     with evaluating(model), quiet():
         lm = BridgeLM(model, tokenizer, batch_size, max_length)
-        results = evaluate(lm, loaded, limit=spec.limit, bootstrap_iters=0, log_samples=True)
-    assert results is not None
+        results: Any = evaluate(lm, loaded, limit=spec.limit, bootstrap_iters=0, log_samples=True)
     items: list[Item] = []
     seen: Counter[str] = Counter()
     for name, samples in results["samples"].items():

@@ -97,6 +97,11 @@ def ask(model: Any, base: Any, evaluation: Evaluation, batch_size: int = 8) -> l
     )
 
 
+def numpy_state() -> list[int]:
+    state: Any = np.random.get_state()
+    return state[1].tolist()
+
+
 def of(items: list[Item], metric: str) -> list[float]:
     return [item.value for item in items if item.metric == metric]
 
@@ -106,16 +111,18 @@ def of(items: list[Item], metric: str) -> list[float]:
     [("quiz", ["acc", "acc_norm", "margin"]), ("tales", ["bits_per_byte"]), ("ask", ["exact_match"])],
 )
 def test_scores_are_those_of_hflm(tasks: Any, base: Any, name: str, metrics: list[str]) -> None:
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval import evaluator
+    from lm_eval import tasks as theirs
+    from lm_eval.models import huggingface
 
+    lm_eval: Any = evaluator
+    model: Any = huggingface.HFLM
     items = ask(base.model, base, probe(tasks(name)))
     assert list(dict.fromkeys(item.metric for item in items)) == metrics
     assert len({item.item_id for item in items}) == 12
-    lm = HFLM(pretrained=base.model, tokenizer=base.tokenizer, batch_size=4, max_length=base.context)
+    lm = model(pretrained=base.model, tokenizer=base.tokenizer, batch_size=4, max_length=base.context)
     found: Any = lm_eval.simple_evaluate(
-        lm, tasks=[tasks(name)], task_manager=TaskManager(include_defaults=False), bootstrap_iters=0
+        lm, tasks=[tasks(name)], task_manager=theirs.TaskManager(include_defaults=False), bootstrap_iters=0
     )
     samples = found["samples"][name]
     assert [item.item_id for item in items if item.metric == metrics[0]] == [one["doc_hash"][:16] for one in samples]
@@ -177,10 +184,10 @@ def test_training_does_not_notice(tasks: Any, base: Any) -> None:
     handle = model.model.layers[2].mlp.register_forward_hook(lambda _module, _args, output: dropout(output))
     try:
         model.train()
-        states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+        states = random.getstate(), numpy_state(), torch.get_rng_state()
         assert ask(model, base, probe(tasks("quiz"))) == expected
         assert model.training and dropout.training
-        assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
+        assert (random.getstate(), numpy_state()) == states[:2]
         assert torch.equal(torch.get_rng_state(), states[2])
     finally:
         handle.remove()
