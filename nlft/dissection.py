@@ -17,7 +17,7 @@ from nlft.dissect.study import Study
 from nlft.errors import NlftError
 from nlft.measure.items import read_items, read_runs, write_items, write_runs
 from nlft.measure.matrix import columns_of
-from nlft.measure.where import where_of
+from nlft.measure.where import OWN, where_of
 from nlft.methods import build_method
 from nlft.prepare import prepare
 from nlft.rescore import weights_of
@@ -62,6 +62,11 @@ def dissect_run(path: str, console: Console | None = None) -> Dissected:
     if others or row["status"] != "ok":
         what = f"{1 + len(others)} runs" if others else f"a run that is not ok ({row['status']})"
         raise NlftError(f"{path} holds {what}.", "Give the folder of one finished run.")
+    if row["setting"] not in OWN:
+        raise NlftError(
+            f"{path} is a run of the setting {row['setting']!r}: nothing was learned after anything else.",
+            "Give the folder of a run that learned its tasks one after another.",
+        )
     recipe, name = single_method(own_recipe(folder / "config.yaml", console), row["method"])
     domains = load_domains(recipe).in_order(list(row["order"]))
     base = load_base(recipe.base)

@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,15 +75,22 @@ def run_cells(cells: list[Cell], work: Work, jobs: int, console: Console) -> Ite
         pool = ProcessPoolExecutor(
             jobs, mp_context=multiprocessing.get_context("spawn"), initializer=set_up, initargs=(work, threads)
         )
+        # No more are handed over than there are processes, so that what was handed over is what has begun: also where a
+        # process dies before it wrote anything, and after Ctrl-C no further one begins.
+        waiting, running = list(reversed(cells)), dict[Future[Ended], str]()
         try:
-            futures: dict[Future[Ended], Cell] = {pool.submit(run_apart, cell): cell for cell in cells}
-            for future in as_completed(futures):
-                ended = future.result()
-                del left[ended.cell.name]
-                yield ended
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    cell = waiting.pop()
+                    running[pool.submit(run_apart, cell)] = cell.name
+                done = wait(running, return_when=FIRST_COMPLETED).done
+                for future in sorted(done, key=lambda one: one.exception() is not None):
+                    ended = future.result()
+                    del left[running.pop(future)]
+                    yield ended
         except BrokenProcessPool:
             # Nobody knows which of the running cells killed its process; all of them begin again.
-            begun.update(name for name in left if (work.out / "cells" / name).exists())
+            begun.update(running.values())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         for name in [name for name in left if begun[name] >= ATTEMPTS]:

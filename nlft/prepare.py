@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from nlft.base import FrozenBase
 from nlft.config import DataConfig, Recipe
 from nlft.data.domain import Domains
+from nlft.data.harness import task_texts
 from nlft.data.template import Encoded, TooLong, encode_rows, pad_id
 from nlft.errors import DataError, NlftError, combined
 from nlft.measure.evaluation import check_evaluation
@@ -96,7 +97,12 @@ def digest_rows(domains: Domains) -> str:
             text = (row.prompt, row.join, row.completion, row.answers, row.choices, row.messages)
             # Groups decide which rows are held out.
             digest.update(repr((*text, row.cluster)).encode())
+            if row.examples:
+                shown = [(one.prompt, one.join, one.completion, one.messages) for one in row.examples]
+                digest.update(repr(shown).encode())
         digest.update(b"next")
+    for task in (evaluation.harness for evaluation in domains.evaluations if evaluation.harness is not None):
+        digest.update(repr(task_texts(task)).encode())
     return digest.hexdigest()
 
 

@@ -61,7 +61,7 @@ def evaluate_run(path: str, recipe: Recipe | None = None, console: Console | Non
     base = load_base(recipe.base)
     prepared = prepare(recipe, domains, base)
     adapter = (weights / "adapter_config.json").is_file()
-    if not adapter:
+    if not adapter and (not own or next(iter(recipe.methods.values())).kind == "full"):
         base.model.float()  # as full finetuning does, so that both columns are of one dtype
     before = measure(base.model, base, recipe, prepared, 0, "base")
     if own and not adapter:  # only the method knows what it saved, and how it is scored

@@ -149,7 +149,7 @@ def run_method(
         )
         begun = time.perf_counter()
         learner.end_task(model)
-        cost = replace(cost, preparing=preparing + time.perf_counter() - begun)
+        cost = replace(cost, preparing=preparing + time.perf_counter() - begun, **learner.held_bytes())
         begun = time.perf_counter()
         last = stage == len(domains.tasks)
         scores = []
@@ -181,7 +181,8 @@ def run_method(
         "setting": setting,
         "cell": cell,
         "told_task": learner.told_task,
-        **learner.held_bytes(),
+        "replay_bytes": costs[-1].replay_bytes,
+        "regulariser_bytes": costs[-1].regulariser_bytes,
         "dissect": facts_of(out),
         "overlap": json.dumps({column: asdict(found) for column, found in domains.contamination.items()}),
         "base_unchanged": unchanged,

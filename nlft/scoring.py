@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,13 @@ def measure(
 
     keeps_base = learner is None or not learner.changes_base
 
+    def reference_of(network: Any) -> Callable[[], Any] | None:
+        if keeps_base and isinstance(network, PeftModel):
+            return None
+        if learner is not None and keeps_base:
+            return lambda: network  # nothing is trained
+        return partial(_untouched, recipe.base)
+
     def ask(network: Any, evaluation: Evaluation) -> list[Item]:
         return score(
             network,
@@ -39,7 +47,7 @@ def measure(
             max_length=prepared.max_length,
             max_new_tokens=recipe.measure.max_new_tokens,
             too_long=prepared.too_long[evaluation.column],
-            reference=None if keeps_base and isinstance(network, PeftModel) else partial(_untouched, recipe.base),
+            reference=reference_of(network),
         )
 
     items = []

@@ -50,7 +50,8 @@ def expand_suites(document: Document) -> None:
         return
     tasks = document.data.get("tasks")
     others = [*written, *(tasks if isinstance(tasks, list) else [])]
-    taken = {one.get("name") for one in others if isinstance(one, dict) and "suite" not in one}
+    names = [one.get("name") for one in others if isinstance(one, dict) and "suite" not in one]
+    taken = {name for name in names if isinstance(name, str)}
     probes: list[Any] = []
     origins = {path: place for path, place in document.origins.items() if path[:1] != ("probes",) or len(path) == 1}
     overridden = {path for path in document.overridden if path in origins}
@@ -78,10 +79,10 @@ def expand_suites(document: Document) -> None:
         for number, probe in enumerate(suite.data["probes"]):
             move(suite, ("probes", number))
             probe = _limited(probe, one.get("limit")) if isinstance(probe, dict) else probe
-            if isinstance(probe, dict):
-                if probe.get("name") in taken:
+            if isinstance(probe, dict) and isinstance(probe.get("name"), str):
+                if probe["name"] in taken:
                     probe["name"] = f"{Path(str(one['suite'])).stem}-{probe['name']}"
-                taken.add(probe.get("name"))
+                taken.add(probe["name"])
             probes.append(probe)
         document.problems += suite.problems
     document.data["probes"], document.origins, document.overridden = probes, origins, overridden
@@ -118,7 +119,13 @@ def _limited(probe: dict[str, Any], limit: int | None) -> dict[str, Any]:
     if limit is None:
         return probe
     if "lm_eval" in probe:
-        return {**probe, "limit": min(limit, probe.get("limit") or limit)}
+        return _cut(probe, limit)
     data = probe.get("data")
     data = {"path": data} if isinstance(data, str) else data
-    return {**probe, "data": {**data, "limit": min(limit, data.get("limit") or limit)}} if data else probe
+    return {**probe, "data": _cut(data, limit)} if isinstance(data, dict) else probe
+
+
+def _cut(section: dict[str, Any], limit: int) -> dict[str, Any]:
+    """A section with the smaller of its own limit and this; what is no number is left for the schema to refuse."""
+    own = section.get("limit")
+    return section if own is not None and not isinstance(own, int) else {**section, "limit": min(limit, own or limit)}

@@ -33,8 +33,8 @@ class StageCost:
     seconds: float
     trainable: int
     """Trained parameters."""
-    final_loss: float
-    """Nats per target token, mean over the last tenth of the steps."""
+    final_loss: float | None
+    """Nats per target token, mean over the last tenth of the steps; None without steps."""
     preparing: float = 0.0
     """Seconds before the first step and after the last: calibration."""
     optimizer_bytes: int = 0
@@ -43,6 +43,10 @@ class StageCost:
     """Most memory that the process held in the steps, bytes."""
     peak_bytes: int | None = None
     """Most memory held on the GPU in the steps, bytes."""
+    replay_bytes: int = 0
+    """Of the rows that were replayed."""
+    regulariser_bytes: int = 0
+    """Of what penalties hold after the stage."""
 
 
 def make_accelerator(precision: str, device: torch.device) -> Accelerator:
@@ -104,7 +108,7 @@ def train_stage(
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not steps:
-        return StageCost(steps=0, tokens=0, seconds=0.0, trainable=0, final_loss=math.nan)
+        return StageCost(steps=0, tokens=0, seconds=0.0, trainable=0, final_loss=None)
     if not trained:
         raise NlftError(f"{label}: the method left nothing to train.", "Choose another method or more layers.")
     accelerator = make_accelerator(config.precision, trained[0].device)
@@ -175,7 +179,7 @@ def train_stage(
         tokens=tokens,
         seconds=time.perf_counter() - started,
         trainable=sum(p.numel() for p in trained),
-        final_loss=sum(tail) / len(tail) if tail else math.nan,
+        final_loss=sum(tail) / len(tail),
         optimizer_bytes=state_bytes(optimizer),
         peak_rss=peak.process,
         peak_bytes=peak.gpu,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
 from nlft.compare import compare
+from nlft.executor import Work, run_cells
 from nlft.measure.items import read_run_items, read_runs
+from nlft.plan import plan_cells
 from nlft.recipes import dump_recipe
 
 MACHINE = {"train_s", "eval_s", "wall_s", "created_at", "latency_ratio", "peak_rss", "peak_bytes"}
@@ -50,3 +54,20 @@ def test_killed_and_begun_again_equals_uninterrupted(
     assert runs_of(cut) == runs_of(whole)
     first, second = (read_run_items(out / "items.parquet") for out in (whole, cut))
     assert len(first) == 2 and repr(first) == repr(second), "bit for bit"
+
+
+class Deadly:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (1,)
+
+
+def test_processes_that_die_before_a_cell_began_do_not_go_on_forever(
+    recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    cells = plan_cells(recipe(methods=METHODS))
+    work = Work(tmp_path, cast(Any, Deadly()), None)
+    ended = list(run_cells(cells, work, len(cells), Console(quiet=True)))
+    assert sorted(end.cell.name for end in ended) == sorted(cell.name for cell in cells)
+    assert all("was killed" in end.problem for end in ended) and not (tmp_path / "cells").exists()

@@ -115,3 +115,13 @@ def test_labels_tell_folders_apart() -> None:
     assert list(labels_of([a, b]).values()) == ["monday/run", "tuesday/run"]
     with pytest.raises(NlftError, match="given twice"):
         labels_of([a, b, a])
+
+
+def test_a_bound_over_all_tasks_at_once_is_no_further_task(results: Callable[..., Path], tmp_path: Path) -> None:
+    columns = [("a", "task", "test", "exact_match"), ("b", "task", "test", "exact_match"), COLUMNS[1]]
+    matrix = [[0.0, 0.0, 0.9], [0.8, 0.0, 0.8], [0.7, 0.9, 0.7]]
+    bound = {"run_id": "all", "order": ["a+b"], "setting": "multitask", "matrix": [matrix[0], matrix[2]]}
+    one = results("one", [{"method": "full", "matrix": matrix}, {"method": "full"} | bound], columns)
+    both = join([one, results("two", [{"method": "lora", "matrix": matrix}], columns)], tmp_path / "both")
+    summary = json.loads((both / "summary.json").read_text())
+    assert set(summary["bounds"]["multitask"]["full"]) == {"a", "b"} and len(summary["runs"]) == 2

@@ -11,8 +11,11 @@ from pydantic import ValidationError
 
 from nlft.bracket import beyond
 from nlft.config import CompareConfig
+from nlft.data.domain import Domains, with_shots
 from nlft.errors import NlftError
 from nlft.plan import address_of, addressed, plan_cells
+from nlft.prepare import digest_rows
+from nlft.types import Evaluation, Row
 
 FULL = {"full": {"kind": "full", "lr": [1e-4, 1e-3]}}
 
@@ -122,3 +125,12 @@ NEVER = -math.inf
 )
 def test_a_rate_is_added_beyond_an_end_that_learned_most(learned: dict[float, float], rates: list[float]) -> None:
     assert [lr for lr, _ in beyond(learned)] == pytest.approx(rates)
+
+
+def test_worked_examples_are_part_of_the_rows() -> None:
+    def digest(*shots: Row) -> str:
+        rows = with_shots((Row("Who?", "Ada"),), shots, len(shots))
+        return digest_rows(Domains((), (Evaluation("g", "probe", "test", rows, "exact_match"),), (), ()))
+
+    one, two = Row("Where?", "Rome"), Row("Where?", "Oslo")
+    assert len({digest(), digest(one), digest(two)}) == 3 and digest(one) == digest(one)

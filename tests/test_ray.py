@@ -49,6 +49,7 @@ def kill_the_first(cells: Path, killed: Any) -> None:
                 killed.value = process.pid
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Ray's own
 def test_cells_on_two_nodes_outlive_a_worker(recipe: Callable[..., Any], tmp_path: Path, cluster: Any) -> None:
     chosen = recipe(methods=METHODS)

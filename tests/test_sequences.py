@@ -79,5 +79,5 @@ def test_validate_names_an_lm_eval_task(tmp_path: Path, capsys: pytest.CaptureFi
         main(["validate", "demo", override])
     captured = capsys.readouterr()
     assert stop.value.code == 0, captured.err
-    assert "probes.piqa lm-eval task piqa, not looked up" in " ".join(captured.out.split())
+    assert "probes.piqa lm-eval task 'piqa', not looked up" in " ".join(captured.out.split())
     assert "Hub metric" not in captured.out

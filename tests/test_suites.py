@@ -95,6 +95,14 @@ def test_a_mistake_in_a_suite_has_the_suites_line(write, tmp_path: Path) -> None
     assert error.value.problems == [f"{tmp_path / 'mine.yaml'}:3: probes.1.metrc: unknown key; did you mean 'metric'?"]
 
 
+def test_what_is_no_name_and_no_number_is_said(write) -> None:
+    suite = "probes:\n  - {name: [a], data: t.jsonl}\n  - {name: b, data: {path: t.jsonl, limit: x}}\n"
+    with pytest.raises(RecipeError) as error:
+        load_recipe(write(suite, RECIPE.replace("{suite: SUITE}", "{suite: SUITE, limit: 5}")))
+    said = "\n".join(error.value.problems)
+    assert "probes.1.name" in said and "probes.2.data.limit" in said
+
+
 @pytest.mark.parametrize("name", list(suite_files()))
 def test_built_in_suites_are_probes(write, name: str) -> None:
     recipe = load_recipe(write(recipe=RECIPE.replace("{suite: SUITE}", f"{{suite: {name}, limit: 4}}")))

@@ -82,6 +82,7 @@ def run(recipe: str, overrides: list[str] | None, folder: Callable[[Recipe], Pat
         choices: of `nlft.compare.compare`.
     """
     from nlft.cli.report import print_report
+    from nlft.measure.items import read_runs
     from nlft.recipes import load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -94,8 +95,8 @@ def run(recipe: str, overrides: list[str] | None, folder: Callable[[Recipe], Pat
         run_comparison(loaded, out, console=console, **choices)
     if choices.get("dry_run"):
         return
-    summary = print_report(out, console)
-    runs = summary["runs"]
+    print_report(out, console)
+    runs = read_runs(out / "runs.parquet")  # those of the bounds too, which the summary does not list
     failed = [run["run_id"] for run in runs if run["status"] != "ok"]
     if failed:
         console.print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -46,8 +46,8 @@ def report(
         say(console, f"Exported: {len(files)} run{'s' * (len(files) != 1)} to {run / 'export' / name}")
 
 
-def print_report(folder: Path, console: Console) -> dict[str, Any]:
-    """Print the table of a result folder and say where the rest is; gives the summary."""
+def print_report(folder: Path, console: Console) -> None:
+    """Print the table of a result folder and say where the rest is."""
     import json
 
     from nlft.report import table
@@ -55,4 +55,3 @@ def print_report(folder: Path, console: Console) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     console.print(table(summary))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, markup=False, highlight=False)
-    return summary

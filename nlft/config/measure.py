@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from nlft.config.section import Section
 
@@ -27,3 +27,12 @@ class MeasureConfig(Section):
     earlier task after ten of its train rows again (`recovery`); probes and tasks in one context (`mixed`); whether
     a prompt tells its task (`identity`); what two tasks read in common (`overlap`); how many tokens of the probes the
     adapter changes (`false_fire`)."""
+
+    @field_validator("conditions", "dissect")
+    @classmethod
+    def once(cls, entries: list[str]) -> list[str]:
+        """What is listed twice would be counted twice."""
+        twice = sorted({entry for entry in entries if entries.count(entry) > 1})
+        if twice:
+            raise ValueError(f"{twice[0]!r} is listed twice; once is enough")
+        return entries

@@ -105,6 +105,9 @@ class Recipe(Section):
             unknown = [name for name in names if name not in self.methods]
             if unknown:
                 raise ValueError(f"compare.bounds.{key}: {unknown[0]!r} is none of the methods {list(self.methods)}")
+        told = [name for name in self.compare.bounds.multitask if getattr(self.methods[name], "tasks", "") == "apart"]
+        if told:
+            raise ValueError(f"compare.bounds.multitask: {told[0]!r} has an adapter a task, and this is one for all")
         for name, method in self.methods.items():
             if not re.fullmatch(NAME, name):
                 raise ValueError(f"methods: {name!r} is no name; use letters, digits, spaces and any of _ . -")

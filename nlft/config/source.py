@@ -110,7 +110,8 @@ class ProbeConfig(Section):
     shots_from: DataConfig | None = None
     """Where the first `shots` rows are taken from; rows that are not scored."""
     lm_eval: str | dict[str, Any] | None = None
-    """A task of lm-evaluation-harness: its name, a YAML file, or its settings. Needs the extra `lm-eval`."""
+    """A task of lm-evaluation-harness: its name, a YAML file, or its settings. Needs the extra `lm-eval`.
+    Its templates and functions are code that runs here, so read those of a recipe that you were given."""
     limit: int | None = Field(default=None, ge=1)
     """Documents of the lm-eval task; all when empty. For `data` it is `data.limit`."""
     num_fewshot: int | None = Field(default=None, ge=0)

@@ -137,6 +137,7 @@ def count_documents(task: HarnessTask) -> int:
     return sum(min(len(one.eval_docs), task.limit or len(one.eval_docs)) for one in load_task(task)["tasks"].values())
 
 
+@lru_cache(maxsize=16)
 def task_texts(task: HarnessTask) -> list[str]:
     """Question and answer of every document that is scored, without worked examples."""
     texts = []

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
-
 from nlft.data.batch import Batch, collate, in_batches
 from nlft.data.template import Encoded, encode_rows, prompt_ids
 from nlft.dissect.study import ROWS, Study, spread
 from nlft.measure.identity import Identity, tell_classes
 from nlft.measure.isolation import evaluating
+from nlft.measure.kl import divergence
 from nlft.pathways.reads import count_reads
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.task import TaskPeftConfig
@@ -147,6 +146,5 @@ def exceeding(study: Study, network: Any, batch: Batch) -> tuple[int, int]:
     kept = batch.attention_mask != 0
     on, base, hits = on[:, -kept.shape[1] :][kept], base[:, -kept.shape[1] :][kept], 0
     for p, q in zip(base.split(CHUNK), on.split(CHUNK), strict=True):
-        p, q = torch.log_softmax(p.float(), dim=-1), torch.log_softmax(q.float(), dim=-1)
-        hits += int(((p.exp() * (p - q)).sum(dim=-1) > TAU).sum())
+        hits += int((divergence(p, q) > TAU).sum())
     return hits, len(on)

@@ -36,8 +36,9 @@ class Study:
         """The base as it was: a second copy where the method has trained the first, in its dtype."""
         if not self.learner.changes_base:
             return self.base
-        fresh = load_base(self.recipe.base)
-        fresh.model.float()
+        fresh, dtype = load_base(self.recipe.base), next(self.model.parameters()).dtype
+        if fresh.model.dtype != dtype:  # a cast to the same would round buffers that are kept in float32
+            fresh.model.to(dtype)
         return fresh
 
     def score(self, prepared: Prepared, called: Condition, under: Condition = "on") -> list[Item]:
@@ -49,7 +50,7 @@ class Study:
         """The columns that are kept, with few rows each."""
 
         def cut(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
-            return tuple(replace(one, rows=tuple(spread(one.rows, most))) for one in evaluations if keep(one))
+            return tuple(fewer(one, most) for one in evaluations if keep(one))
 
         return self.with_columns(cut)
 
@@ -58,6 +59,14 @@ class Study:
         domains = self.prepared.domains
         tasks = tuple(replace(task, evaluations=change(task.evaluations)) for task in domains.tasks)
         return replace(self.prepared, domains=replace(domains, tasks=tasks, probes=change(domains.probes)))
+
+
+def fewer(evaluation: Evaluation, most: int) -> Evaluation:
+    """The column with at most so many rows; of a task of lm-eval the first documents."""
+    harness = evaluation.harness
+    if harness is not None:
+        harness = replace(harness, limit=min(most, harness.limit or most))
+    return replace(evaluation, rows=tuple(spread(evaluation.rows, most)), harness=harness)
 
 
 def spread(rows: Sequence[Any], most: int) -> list[Any]:

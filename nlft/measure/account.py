@@ -20,6 +20,7 @@ from nlft.types import Item
 COSTS = (
     "trainable_params",
     "stored_bytes",
+    "task_bytes",
     "replay_bytes",
     "regulariser_bytes",
     "optimizer_bytes",
@@ -66,11 +67,21 @@ def account_of(
         "device": row["device"],
         "dtype": row["dtype"],
         "matrix": R,
-        "values": values_of(R, columns, row["order"] or [], ceiling) | {"costs": {name: row[name] for name in COSTS}},
+        "values": values_of(R, columns, row["order"] or [], ceiling) | {"costs": costs_of(row)},
         "intervals": intervals_of(items, columns, row["order"] or []),
         "integrity": {name: row[name] for name in PROOFS},
         "overlap": json.loads(row["overlap"] or "null"),
     }
+
+
+def costs_of(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """What one run cost, by `COSTS`: bytes, seconds and counts as in `runs.parquet`; None of what was not measured.
+
+    `task_bytes` is the mean growth of what is stored from stage to stage; None with fewer than two stages.
+    """
+    stored = [held for held in row["task_bytes"] or [] if held is not None]
+    growth = (stored[-1] - stored[0]) / (len(stored) - 1) if len(stored) > 1 else None
+    return {name: row[name] for name in COSTS} | {"task_bytes": growth}
 
 
 def method_config(row: Mapping[str, Any]) -> dict[str, Any]:

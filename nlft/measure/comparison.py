@@ -34,21 +34,23 @@ def compare_methods(runs: Sequence[Run]) -> list[dict[str, Any]]:
     entries = []
     for (method, lr, steps), group in sorted(groups.items(), key=lambda pair: (names.index(pair[0][0]), *pair[0][1:])):
         done = finished(group)
-        same_order = [run for run in done if run["order"] == done[0]["order"]]
+        # What a method is, a finished run says: one that failed before it began does not know all of it.
+        first = (done or group)[0]
+        same_order = [run for run in done if run["order"] == first["order"]]
         entries.append(
             {
                 "method": method,
-                "kind": group[0]["kind"],
-                "replay": group[0]["replay"],
-                "told_task": group[0]["told_task"],
-                "plain": group[0]["plain"],
+                "kind": first["kind"],
+                "replay": first["replay"],
+                "told_task": first["told_task"],
+                "plain": first["plain"],
                 "lr": lr,
                 "steps": steps,
                 "best": False,
                 "n_runs": len(group),
                 "n_finished": len(done),
                 "statuses": [run["status"] for run in group],
-                "order": (done or group)[0]["order"],
+                "order": first["order"],
                 "matrix": np.mean([run["matrix"] for run in same_order], axis=0) if same_order else None,
                 "values": combine([run["values"] for run in done]) if done else {},
                 "intervals": done[0]["intervals"] if len(done) == 1 else {},

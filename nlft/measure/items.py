@@ -206,7 +206,7 @@ def _replace(path: Path, table: pa.Table, run_ids: Sequence[str]) -> None:
 def _write(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".partial")
-    pq.write_table(table, unfinished)
+    pq.write_table(table, unfinished, compression="zstd")
     os.replace(unfinished, path)
 
 

@@ -72,7 +72,8 @@ def _base_of(model: Any, reference: Reference | None) -> Iterator[Callable[[Any,
 
         yield switched_off
         return
-    first = next(model.parameters())
-    base = reference().to(device=first.device, dtype=first.dtype)
+    base, first = reference(), next(model.parameters())
+    if base.dtype != first.dtype:  # a cast to the same would round buffers that are kept in float32
+        base = base.to(first.dtype)
     with evaluating(base):
         yield lambda batch, kept: logits_at(base, batch, kept)

@@ -63,13 +63,13 @@ def frontiers(entries: Sequence[Entry], moment: str, sample: Sample) -> dict[str
     trained = {method: own for method, own in rivals.items() if any(point["lr"] > 0 for point in points[method])}
     found = {"points": points, "envelopes": envelopes, "bands": _bands(envelopes, sample)}
     if len(rivals) < 2:
-        return found | {"matched": [], "hypervolume": {}, "within_budget": _budgets(rivals, sample)}
+        return found | {"matched": [], "hypervolume": {}, "within_budget": _budgets(rivals, list(trained), sample)}
     common = common_level(trained)
     levels: list[float] = sorted({*LEVELS} if math.isnan(common) else {*LEVELS, common})
     return found | {
         "matched": [_matched(level, level == common, rivals, plain, list(trained), sample) for level in levels],
         "hypervolume": _areas(rivals, plain, sample),
-        "within_budget": _budgets(rivals, sample),
+        "within_budget": _budgets(rivals, list(trained), sample),
     }
 
 
@@ -153,11 +153,20 @@ def _matched(
         "level": level,
         "common": common,
         "forgetting": {method: reading.value for method, reading in readings.items()},
-        "why": {method: reading.why for method, reading in readings.items() if reading.why},
+        "why": {
+            method: reading.why if method in trained else _without_hint(reading.why)
+            for method, reading in readings.items()
+            if reading.why
+        },
         "reference": reference,
         "ratio": ratios,
         "runs": runs,
     }
+
+
+def _without_hint(why: str) -> str:
+    """The reason alone: who trains nothing has no learning rate to change."""
+    return why.partition(";")[0]
 
 
 def _against(sample: Sample, method: str, reference: str, number: Callable[[str], Number]) -> dict[str, Any]:
@@ -222,7 +231,7 @@ def _areas(rivals: Envelopes, plain: Sequence[str], sample: Sample) -> dict[str,
             if math.isnan(value):
                 limits = Limits(why="there is no learning that all methods reached")
             else:
-                limits = limits_of(mine("draws", sample.cells_of(*swept)))
+                limits = limits_of(mine("draws", sample.cells_of(method)))  # the cells of the value
         methods[method] = {"value": value, "low": limits.low, "high": limits.high, "why": limits.why}
         methods[method]["against_reference"] = (
             _area_against(sample, method, reference, swept) if reference and method in swept else {}
@@ -267,7 +276,7 @@ def _area_against(sample: Sample, method: str, reference: str, swept: Envelopes)
     }
 
 
-def _budgets(rivals: Envelopes, sample: Sample) -> list[dict[str, Any]]:
+def _budgets(rivals: Envelopes, trained: Sequence[str], sample: Sample) -> list[dict[str, Any]]:
     found = []
     for budget in BUDGETS:
         methods = {}
@@ -277,6 +286,7 @@ def _budgets(rivals: Envelopes, sample: Sample) -> list[dict[str, Any]]:
                 curves = sample.curves("draws", method, sample.cells_of(method))
                 limits = limits_of(None if curves is None else learned_within(curves, budget))
             methods[method] = {"value": reading.value, "low": limits.low, "high": limits.high}
-            methods[method]["why"] = reading.why or limits.why
+            why = reading.why if method in trained else _without_hint(reading.why)
+            methods[method]["why"] = why or limits.why
         found.append({"budget": budget, "methods": methods})
     return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from nlft.measure.unit import show, show_change, show_loss
@@ -11,6 +12,10 @@ Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
 LEAST_LEVEL = 0.1
 """Below this, methods have learned the same only in that they have learned next to nothing."""
+MANY = 5
+"""Of more methods than this, a sentence names some."""
+NO_PATHWAYS = ("full", "lora", "few_shot", "class_means")
+"""Kinds of methods that have no memory beside the base."""
 
 
 def outcome(summary: Summary) -> str:
@@ -75,8 +80,22 @@ def _matched(summary: Summary, best: Sequence[Entry]) -> str:
 
 
 def pathways_of(entries: Sequence[Entry]) -> set[str]:
-    """The methods that are neither full finetuning nor LoRA."""
-    return {entry["method"] for entry in entries if entry["kind"] not in ("full", "lora")}
+    """The methods that are neither full finetuning nor LoRA, and that train something."""
+    return {entry["method"] for entry in entries if entry["kind"] not in NO_PATHWAYS}
+
+
+def spoken_of(ranked: Sequence[str], always: Collection[str | None]) -> list[str]:
+    """Whom a sentence names: all of a few; of many those given, and of the others the best, five in all but one at
+    least.
+
+    Args:
+        ranked: names, the best first.
+        always: names that are not left out.
+    """
+    others = [name for name in ranked if name not in always]
+    room = max(MANY - (len(ranked) - len(others)), 1)
+    silent = others[room:] if len(ranked) > MANY else []
+    return [name for name in ranked if name not in silent]
 
 
 def level_of(summary: Summary, ours: set[str]) -> tuple[Mapping[str, Any], str] | None:
@@ -92,38 +111,53 @@ def level_of(summary: Summary, ours: set[str]) -> tuple[Mapping[str, Any], str] 
             and sum(lost is not None for lost in level["forgetting"].values()) > 1
         ]
         if levels:
-            whole = [level for level in levels if None not in level["forgetting"].values()]
+            # A method that trains nothing has one point, so that it can hardly be read where the others can.
+            whole = [level for level in levels if level["common"] or None not in level["forgetting"].values()]
             return (whole or levels)[-1], words
     return None
 
 
 def _at_level(summary: Summary, level: Mapping[str, Any], words: str, ours: set[str]) -> str:
     unit = summary["probe_unit"]
-    found = sorted((lost, name) for name, lost in level["forgetting"].items() if lost is not None)
+    reference = level["reference"]
+    ranked = sorted((lost, name) for name, lost in level["forgetting"].items() if lost is not None)
+    named_ones = spoken_of([name for _, name in ranked], {reference, *ours})
+    found = [pair for pair in ranked if pair[1] in named_ones]
+    others = [lost for lost, name in ranked if name not in named_ones]
     parts = [f"{name} {lost_or_gained(lost, unit)}" for lost, name in found]
-    everyone = len(found) == len(level["forgetting"]) and not _unfinished(summary)
-    who = "all methods" if everyone else listed([name for _, name in found])
+    if others:
+        parts.append(f"{len(others)} more {lost_or_gained(others[0], unit)}")
+        if len(others) > 1:
+            ends = show_loss(others[0], unit, False), show_loss(others[-1], unit)
+            parts[-1] = f"{len(others)} more lost {ends[0]} to {ends[1]}"
+    everyone = len(ranked) == len(level["forgetting"]) and not _unfinished(summary)
+    some = listed(named_ones) if not others else f"{len(ranked)} of {len(level['forgetting'])} methods"
+    who = "all methods" if everyone else some
     bounded = all(column["bounded"] for column in summary["columns"] if column["role"] == "task")
     most = "what could be learned" if bounded else "the most that any run learned"
     text = f"Where {who} had learned {100 * level['level']:.0f} % of {most} ({words}), "
     text += f"{listed(parts)} on {probes_meant(summary)}"
-    reference = level["reference"]
     if reference:
         for own, name in (pair for pair in found if pair[1] in ours and pair[1] != reference):
             verdict = _against(own, level["forgetting"][reference], unit)
             text += f"; {name} {verdict} {reference}"
-            if verdict == "forgot less than" and level["ratio"][name] is not None:
+            if verdict in FORGOT and level["ratio"][name] is not None:
                 over = level["runs"][name]
                 known = over["ratio_low"] is not None
                 sure = f", 95 % {over['ratio_low']:.2g} to {over['ratio_high']:.2g}" if known else ""
                 text += f" (×{level['ratio'][name]:.2g}{sure})"
     missing = [name for name, lost in level["forgetting"].items() if lost is None]
     if missing:
-        reasons = [f"{name} ({level['why'].get(name, 'not measured')})" for name in missing]
+        silent = [name for name in missing if name not in ours] if len(level["forgetting"]) > MANY else []
+        reasons = [f"{name} ({level['why'].get(name, 'not measured')})" for name in missing if name not in silent]
+        reasons += [f"{len(silent)} {'others' if reasons else 'of them'}"] if silent else []
         text += f"; {listed(reasons)} cannot be read there"
     if not reference:
         text += "; there is no full finetuning or LoRA without replay to compare with there"
     return text + "."
+
+
+FORGOT = ("forgot less than", "forgot more than")
 
 
 def _against(own: float, other: float, unit: str) -> str:
@@ -132,7 +166,7 @@ def _against(own: float, other: float, unit: str) -> str:
         return "kept about the same as"
     if min(own, other) <= 0:
         return "kept less than" if own > other else "kept more than"
-    return "forgot more than" if own > other else "forgot less than"
+    return FORGOT[own > other]
 
 
 def _unmatched(summary: Summary, best: Sequence[Entry]) -> str:
@@ -140,21 +174,36 @@ def _unmatched(summary: Summary, best: Sequence[Entry]) -> str:
     whole = len(tasks_of_unit(summary)) == len(summary["tasks"])
     where = "" if whole or not summary["probes"] else f" on {tasks_meant(summary)}"
     parts = []
-    for entry in best:
+    chosen = spoken_entries(best)
+    for entry in chosen:
         continual = entry["values"]["continual"]
         text = f"{named(entry)} ended at {level_text(continual, 'acc', unit)}{where} "
         text += f"(from {level_text(continual, 'base', unit)})"
         if summary["probes"]:
             text += f" and {lost_or_gained(entry['values']['base_forgetting']['value'], summary['probe_unit'])}"
         parts.append(text)
+    more = f" {len(best) - len(chosen)} more are in the table." if len(chosen) < len(best) else ""
     if not summary["probes"]:
         text = f"On {tasks_meant(summary)}, {listed(parts)}"
-        return text + "; there were no probes, so what the base has forgotten is not known."
+        return text + "; there were no probes, so what the base has forgotten is not known." + more
     who = "the" if len(best) == 2 else "all"  # two of several may share a level
     return (
         f"There is no level of learning ({100 * LEAST_LEVEL:.0f} % or more) at which {who} methods can be compared: "
-        f"{listed(parts)} on {probes_meant(summary)}."
+        f"{listed(parts)} on {probes_meant(summary)}.{more}"
     )
+
+
+def spoken_entries(best: Sequence[Entry]) -> list[Entry]:
+    """Whom a sentence names where nothing was lost at the same learning: as `spoken_of`, who learned most first."""
+
+    def learned(entry: Entry) -> float:
+        value = entry["values"]["learning"]["end"]["value"]
+        return -math.inf if value is None else value
+
+    ranked = [entry["method"] for entry in sorted(best, key=learned, reverse=True)]
+    plain = {entry["method"] for entry in best if entry["plain"]}
+    names = spoken_of(ranked, plain | pathways_of(best))
+    return [entry for entry in best if entry["method"] in names]
 
 
 def probes_meant(summary: Summary) -> str:
@@ -188,8 +237,8 @@ def lost_or_gained(value: float | None, unit: str) -> str:
 
 
 def named(entry: Entry) -> str:
-    """A method with its learning rate."""
-    return f"{entry['method']} (lr {entry['lr']:g})"
+    """A method with its learning rate, if it has one."""
+    return f"{entry['method']} (lr {entry['lr']:g})" if entry["lr"] else entry["method"]
 
 
 def level_text(values: Mapping[str, Any], key: str, unit: str | None) -> str:

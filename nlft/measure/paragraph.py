@@ -18,6 +18,7 @@ from nlft.measure.outcome import (
     pathways_of,
     probes_meant,
     rivals_of,
+    spoken_entries,
     tasks_meant,
 )
 from nlft.measure.unit import show_loss
@@ -39,7 +40,7 @@ def paragraph(summary: Summary) -> str:
     if len(best) == 1:
         return f"{outcome(summary)} {_costs(best)}".strip()
     parts = [_learned(summary, best)]
-    compared = best
+    compared = spoken_entries(best)
     found = level_of(summary, pathways_of(best))
     if not summary["probes"]:
         parts.append("There were no probes, so what the base has forgotten is not known.")
@@ -53,7 +54,7 @@ def paragraph(summary: Summary) -> str:
         ranked = _ranked(level)
         compared = [next(entry for entry in best if entry["method"] == name) for name in _named(level, ranked)]
         parts += [_lost(summary, level, words, ranked), _sure(summary, level, ranked)]
-    return " ".join(part for part in [*parts, _costs(compared)] if part)
+    return " ".join(part for part in [*parts, _costs(compared, len(best) - len(compared))] if part)
 
 
 def _learned(summary: Summary, best: Sequence[Entry]) -> str:
@@ -125,7 +126,8 @@ def _sure(summary: Summary, level: Mapping[str, Any], ranked: Sequence[str]) -> 
     return text + ")."
 
 
-def _costs(entries: Sequence[Entry]) -> str:
+def _costs(entries: Sequence[Entry], more: int = 0) -> str:
+    """What a run of each costs; `more` are left to the table."""
     parts = []
     for entry in entries:
         costs = entry["values"]["costs"]
@@ -136,4 +138,5 @@ def _costs(entries: Sequence[Entry]) -> str:
             bits[-1] += " of training"
         if bits:
             parts.append(f"{entry['method']} {' and '.join(bits)}")
-    return f"A run costs: {'; '.join(parts)}." if parts else ""
+    rest = f"; {more} more are in the table" if more else ""
+    return f"A run costs: {'; '.join(parts)}{rest}." if parts else ""

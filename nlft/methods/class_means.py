@@ -84,12 +84,14 @@ class ClassMeans(Untrained):
             return []
         items = ask(model, evaluation)
         known = [at for at, (task, _) in enumerate(self.classes) if condition == "on" or task == evaluation.name]
-        if condition == "off" or not known or not all(row.choices for row in evaluation.rows):
+        rows = evaluation.rows  # none for a task of lm-eval
+        classes = evaluation.metric in ANSWERED and bool(rows) and all(row.choices for row in rows)
+        if condition == "off" or not known or not classes:
             return items
         covariance = shrunk(self.scatter / self.count)
-        found = nearest_class(self.features(model, evaluation.rows), self.means[known], covariance)
+        found = nearest_class(self.features(model, rows), self.means[known], covariance)
         labels = [self.classes[known[at]][1] for at in found.tolist()]
-        return answered(items, evaluation.rows, labels)
+        return answered(items, rows, labels)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Writes means, scatter and names of the classes."""
@@ -112,16 +114,13 @@ def label_of(row: Row) -> str:
 
 
 def answered(items: Sequence[Item], rows: Sequence[Row], labels: Sequence[str]) -> list[Item]:
-    """Items of a column with these answers, one a row; items of other metrics are left out.
-
-    Without an item to answer, the metric being no matter of classes, all stay as they are.
-    """
+    """Items of a column with these answers, one a row; items of other metrics are left out."""
     found = []
     for metric in ANSWERED:
         own = [item for item in items if item.metric == metric]
         for item, row, label in zip(own, rows, labels, strict=False):
             found.append(replace(item, value=float(label == label_of(row)), prediction=label))
-    return found or list(items)
+    return found
 
 
 def prompt_states(model: Any, prompts: Sequence[list[int]], pad: int, states: str = "mean") -> Tensor:

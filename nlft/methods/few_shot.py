@@ -31,7 +31,8 @@ class FewShot(Untrained):
 
     `oracle`: examples of the row's own task alone, none on probes; `off`: none. A row gets as many as fit into the
     context, dealt from the tasks in turn, so that all tasks lose alike. Conversations get them as earlier turns, other
-    rows as text with an empty line behind each; a plain text is read behind them as well.
+    rows as text with an empty line behind each; a plain text is read behind them as well. A task of lm-eval asks its
+    own questions, so there the base answers.
     """
 
     def __init__(self, config: FewShotConfig) -> None:
@@ -58,7 +59,8 @@ class FewShot(Untrained):
         own = self.shots.get(evaluation.name, []) if evaluation.role == "task" else []
         dealt = [row for turn in zip_longest(*self.shots.values()) for row in turn if row is not None]
         examples = {"on": dealt, "oracle": own, "off": []}[condition]
-        return ask(model, replace(evaluation, rows=self.shown(evaluation, examples)))
+        rows = self.shown(evaluation, examples) if evaluation.rows else ()
+        return ask(model, replace(evaluation, rows=rows))
 
     def shown(self, evaluation: Evaluation, examples: Sequence[Row]) -> tuple[Row, ...]:
         """The rows of a column, each with as many examples as fit.
@@ -67,20 +69,24 @@ class FewShot(Untrained):
             NlftError: none fits in front of any prompt.
         """
         limit = min(self.max_length or self.base.context, self.base.context) - ROOM
-        counts = dict.fromkeys(range(len(evaluation.rows)), len(examples))
-        given: dict[int, Row] = {}
-        while counts:
-            tried = {at: replace(evaluation.rows[at], examples=tuple(examples[:n])) for at, n in counts.items()}
-            lengths = dict(zip(tried, self.lengths(list(tried.values())), strict=True))
-            given |= {at: row for at, row in tried.items() if lengths[at] <= limit or not row.examples}
-            counts = {at: fewer(counts[at], lengths[at], limit) for at in tried if at not in given}
-        if examples and is_asked(evaluation.rows[0]) and not any(row.examples for row in given.values()):
+        rows = evaluation.rows
+        least, most = [0] * len(rows), [len(examples)] * len(rows)
+        tried = dict.fromkeys(range(len(rows)), len(examples))  # all of them, then by halves
+        while tried:
+            lengths = self.lengths([replace(rows[at], examples=tuple(examples[:n])) for at, n in tried.items()])
+            for (at, n), length in zip(tried.items(), lengths, strict=True):
+                if length <= limit:
+                    least[at] = n
+                else:
+                    most[at] = n - 1
+            tried = {at: (least[at] + most[at] + 1) // 2 for at in tried if least[at] < most[at]}
+        if examples and is_asked(rows[0]) and not any(least):
             raise NlftError(
                 f"few_shot: no example fits in front of any row of {evaluation.column!r}: a row and an example take"
                 f" more than {limit} tokens.",
                 "Use a base with a longer context, or shorter rows.",
             )
-        return tuple(given[at] for at in range(len(evaluation.rows)))
+        return tuple(replace(row, examples=tuple(examples[:n])) for row, n in zip(rows, least, strict=True))
 
     def lengths(self, rows: Sequence[Row]) -> list[int]:
         """Tokens of rows with their examples; of a row with choices those of its longest."""
@@ -105,11 +111,13 @@ class FewShot(Untrained):
     def save(self, model: nn.Module, folder: Path) -> None:
         """Writes the examples."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SHOTS).write_text(self.text(), encoding="utf-8")
+        text = f'{{"max_length": {json.dumps(self.max_length)}, "shots": {self.text()}}}'
+        (folder / SHOTS).write_text(text, encoding="utf-8")
 
     def load(self, base: FrozenBase, folder: Path) -> nn.Module:
         """Reads them back."""
-        found = json.loads((folder / SHOTS).read_text(encoding="utf-8"))
+        held = json.loads((folder / SHOTS).read_text(encoding="utf-8"))
+        found, self.max_length = held["shots"], held["max_length"]
         self.shots = {
             name: [
                 Row(prompt, completion, join=join, messages=tuple(Message(*said) for said in messages), source=source)
@@ -118,11 +126,6 @@ class FewShot(Untrained):
             for name, rows in found.items()
         }
         return self.attach(base, 0)
-
-
-def fewer(count: int, length: int, limit: int) -> int:
-    """A smaller number of examples: what their mean length lets fit, at least one less."""
-    return max(0, min(count - 1, count * limit // length))
 
 
 def is_asked(row: Row) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from peft import PeftModel
 from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import nn
 
 from nlft.base import FrozenBase
@@ -45,7 +46,7 @@ class ResidualLora(Lora):
     def __init__(self, config: LoraConfig) -> None:
         settings = dict(config.peft)
         if config.is_corda:
-            settings.setdefault("corda_config", {"corda_method": "kpm"})
+            settings["corda_config"] = {"corda_method": "kpm", **(settings.get("corda_config") or {})}
         super().__init__(config.model_copy(update={"peft": settings}))
 
     def attach(self, base: FrozenBase, seed: int) -> nn.Module:
@@ -84,6 +85,7 @@ class ResidualLora(Lora):
             preprocess_corda(core, config, run_model=read)
         model.peft_config["default"] = config
         model.base_model.inject_adapter(core, "default")
+        cast_adapter_dtype(core, "default")  # to float32, as PEFT does itself when it wraps a model or loads an adapter
 
     def save(self, model: Any, folder: Path) -> None:
         """Writes the weights without the adapter, the adapter in `adapter`, and what the penalties remember."""

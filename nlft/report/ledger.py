@@ -27,9 +27,9 @@ COSTS = (
 )
 """Key of `costs`, name of the column, how it is written."""
 COST_WORDS = (
-    "Stored: adapter files, or the whole model, after the last task; a task: their mean growth. Replay buffer, "
-    "regulariser: what must be kept besides. Optimiser: its state, at most. Latency: seconds a generated token over "
-    "the base's. –: not measured, or there is none."
+    "Stored: adapter files, or the whole model, after the last task; a task: their mean growth from stage to stage. "
+    "Replay buffer, regulariser: what must be kept besides. Optimiser: its state, at most. Latency: seconds a "
+    "generated token over the base's. –: not measured, or there is none."
 )
 
 
@@ -56,18 +56,10 @@ def _costs(head: list[str], rows: Sequence[tuple[list[str], Mapping[str, Any]]],
     shown = [
         (key, name, write)
         for key, name, write in COSTS
-        if key in always or any(_number(costs.get(key)) is not None for _, costs in rows)
+        if key in always or any(costs.get(key) is not None for _, costs in rows)
     ]
-    body = [[*names, *[write(_number(costs.get(key))) for key, _, write in shown]] for names, costs in rows]
+    body = [[*names, *[write(costs.get(key)) for key, _, write in shown]] for names, costs in rows]
     return Grid([*head, *[name for _, name, _ in shown]], body, COST_WORDS, title, folded)
-
-
-def _number(value: Any) -> float | None:
-    """A cost as a number; bytes after every task as their mean growth."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        found = [float(number) for number in value if number is not None]
-        return found[-1] / len(found) if found else None
-    return None if value is None else float(value)
 
 
 def bound_grids(summary: Summary) -> list[Grid]:

@@ -66,7 +66,7 @@ def save_picture(
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(head)
-        writer.writerows(["" if _missing(cell) else cell for cell in row] for row in rows)
+        writer.writerows(["" if _missing(cell) else _harmless(cell) for cell in row] for row in rows)
     return Picture(path, table, title, words)
 
 
@@ -149,6 +149,11 @@ def grid_of(count: int, columns: int) -> tuple[int, int]:
 
 def _missing(cell: Any) -> bool:
     return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _harmless(cell: Any) -> Any:
+    """A name that a spreadsheet would take for a formula, with an apostrophe before it."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def literal(text: str) -> str:

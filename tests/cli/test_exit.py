@@ -43,7 +43,10 @@ def call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]
     ("override", "said"),
     [
         ("train.stepz=3", "override train.stepz=3: train.stepz: unknown key; did you mean 'steps'?"),
-        ("methods.lora.kind=lore", "allowed: full, lora, sparse_memory, cms, hope, few_shot, class_means. Did you mean 'lora'?"),
+        (
+            "methods.lora.kind=lore",
+            "allowed: full, lora, sparse_memory, cms, hope, few_shot, class_means. Did you mean 'lora'?",
+        ),
         ("train.steps=0", "override train.steps=0: train.steps: must be 1 or more, not 0."),
         ("steps", "override steps: write it as key=value, for instance train.steps=50."),
     ],
@@ -206,11 +209,13 @@ def test_a_comparison_with_a_failed_run_fails(
 
     import nlft.compare
     import nlft.report
+    from nlft.measure.items import write_runs
 
     def compare(recipe: object, out: Path, *, console: object, **options: object) -> Path:
         out.mkdir()
-        runs = [{"run_id": "a", "status": "ok"}, {"run_id": "b", "status": "failed: it diverged"}]
-        (out / "summary.json").write_text(json.dumps({"runs": runs}))
+        bound = {"run_id": "b", "status": "failed: it diverged", "setting": "multitask"}
+        write_runs(out / "runs.parquet", [{"run_id": "a", "status": "ok"}, bound])
+        (out / "summary.json").write_text(json.dumps({"runs": [{"run_id": "a", "status": "ok"}]}))
         return out
 
     monkeypatch.setattr(nlft.compare, "compare", compare)

@@ -55,7 +55,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "items.parquet"
     write_items(path, "a", [ITEM])
 
-    def full(table: object, partial: Path) -> None:
+    def full(table: object, partial: Path, **options: object) -> None:
         partial.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -113,3 +113,8 @@ def test_what_is_no_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs.parquet").replace(tmp_path / "items.parquet")
     with pytest.raises(DataError, match="is no table of items"):
         read_items(tmp_path / "items.parquet")
+
+
+def test_files_are_compressed_well(tmp_path: Path) -> None:
+    write_runs(tmp_path / "runs.parquet", [{"run_id": "a"}])
+    assert pq.ParquetFile(tmp_path / "runs.parquet").metadata.row_group(0).column(0).compression == "ZSTD"

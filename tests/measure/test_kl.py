@@ -70,6 +70,23 @@ def test_kl_of_other_weights_needs_the_base(make_llama: Any, tiny_tokenizer: Any
     items = score(model, tiny_tokenizer, evaluation, reference=make_llama, **settings)
     for row, item in zip(TEXTS, items, strict=True):
         assert item.value == pytest.approx(by_hand(make_llama(), model, row, tiny_tokenizer)[0], rel=1e-4)
+    low = [make_llama(1), make_llama()]
+    for one in low:
+        for parameter in one.parameters():  # buffers stay, as `from_pretrained` leaves them
+            parameter.data = parameter.data.bfloat16()
+    frequencies = low[1].model.rotary_emb.inv_freq.clone()
+    score(low[0], tiny_tokenizer, evaluation, reference=lambda: low[1], **settings)
+    assert torch.equal(low[1].model.rotary_emb.inv_freq, frequencies)
+
+
+def test_a_method_that_trains_nothing_is_the_base(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not loaded again, and a quantised one could not be cast."""
+    monkeypatch.setattr("nlft.scoring._untouched", lambda _: pytest.fail("loaded again"))
+    probes = [{"name": "drift", "metric": "kl", "data": {"path": "builtin:world/text/test", "limit": 4}}]
+    made = recipe(probes=probes, methods={"shots": {"kind": "few_shot"}}, measure={"conditions": ["off"]})
+    items = read_items(run_method(made, None, tmp_path / "run", report=False) / "items.parquet")
+    off = [item.value for item in items if item.column == "drift" and item.condition == "off"]
+    assert off == [0.0] * 4
 
 
 def test_the_parts_of_a_long_text_are_one_row(hand: SimpleNamespace, make_llama: Any, tiny_tokenizer: Any) -> None:

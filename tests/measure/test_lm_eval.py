@@ -15,11 +15,12 @@ import torch
 from nlft.base import load_base
 from nlft.config import BaseConfig, DataConfig, ProbeConfig
 from nlft.data import harness
-from nlft.data.domain import harness_probe, load_domains
+from nlft.data.domain import Domains, harness_probe, load_domains
 from nlft.data.source import load_rows
 from nlft.errors import NlftError
 from nlft.measure.items import read_items
 from nlft.measure.score import score
+from nlft.prepare import digest_rows
 from nlft.rescore import load_weights, weights_of
 from nlft.run import run_method
 from nlft.types import Evaluation, Item
@@ -234,3 +235,10 @@ def test_without_lm_eval(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "find_spec", lambda _: None)
     with pytest.raises(NlftError, match="pip install nlft"):
         load_domains(recipe(probes=[{"name": "probe", "lm_eval": "hellaswag"}]))
+
+
+def test_its_documents_are_part_of_the_rows(tasks: Any) -> None:
+    def digest(*names: str) -> str:
+        return digest_rows(Domains((), tuple(probe(tasks(name)) for name in names), (), ()))
+
+    assert len({digest(), digest("quiz"), digest("tales")}) == 3 and digest("quiz") == digest("quiz")

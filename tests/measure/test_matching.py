@@ -232,3 +232,16 @@ def test_intransigence_against_both_bounds(planted: Planted) -> None:
         "multitask": pytest.approx((0.6 - 0.8 + 0.9 - 0.5) / 2),
     }
     assert full["intransigence"] == {"single": None, "multitask": None}
+
+
+def test_an_area_and_its_interval_rest_on_the_same_cells(planted: Planted) -> None:
+    """full forgets much more in seed 3, in which memory has no run."""
+    runs = []
+    for method, kind, seeds in (("full", "full", 4), ("memory", "sparse_memory", 3)):
+        for seed in range(seeds):
+            for lr, learned in ((1.0, 0.2), (2.0, 0.8)):
+                lost = 0.7 if seed == 3 else 0.1 + 0.02 * seed
+                fields = {"run_id": f"{method}{lr:g}-{seed}", "method": method, "kind": kind, "lr": lr, "seed": seed}
+                runs.append({**fields, "matrix": [[0.0, 0.9], [learned, 0.9 - lost]]})
+    area = frontier(planted(runs, ONE, 100))["hypervolume"]["methods"]["full"]
+    assert area["value"] == pytest.approx((0.1 + 0.12 + 0.14 + 0.7) / 4) and area["low"] < area["value"] < area["high"]

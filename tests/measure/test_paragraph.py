@@ -86,3 +86,55 @@ def test_one_method_has_its_outcome_and_costs(planted: Planted) -> None:
 def test_only_failed_runs(planted: Planted) -> None:
     summary = summarise(planted([{"method": "full", "status": "failed: x", "order": ["a"], "matrix": []}], ONE))
     assert summary["paragraph"] == summary["outcome"] == "The run did not finish (failed: x)."
+
+
+def seventeen() -> list[Any]:
+    """full, two memories, thirteen with replay of which the first lose least, and one that trains nothing."""
+    runs = swept("full", [(1.0, 0.3, 0.2), (2.0, 0.8, 0.2)]) + swept("gifted", [(0.0, 0.75, 0.0)], "few_shot")
+    for name, lost in (("memory", 0.4), ("slots", 0.1)):
+        runs += swept(name, [(1.0, 0.3, lost), (2.0, 0.8, lost)], "sparse_memory")
+    for number in range(13):
+        points = [(1.0, 0.3, 0.01 * number), (2.0, 0.8, 0.01 * number)]
+        runs += swept(f"r{number}", points, "lora", config='{"replay": {"ratio": 0.5}}')
+    return runs
+
+
+def test_of_many_methods_the_outcome_names_some(planted: Planted) -> None:
+    summary = summarise(planted(seventeen(), ONE, 100))
+    assert summary["outcome"] == (
+        "Where 16 of 17 methods had learned 80 % of what could be learned (at the end), r0 lost 0.0 points, r1 lost "
+        "1.0 points, slots lost 10.0 points, full lost 20.0 points, memory lost 40.0 points and 11 more lost 2.0 to "
+        "12.0 points on the probe g; slots forgot less than full (×0.5); memory forgot more than full (×2); 1 of them "
+        "cannot be read there."
+    )
+    (level,) = (level for level in summary["frontier"]["end"]["matched"] if level["common"])
+    assert level["why"] == {"gifted": "learned at most 0.75"}
+    lower = next(level for level in summary["frontier"]["end"]["matched"] if level["level"] == 0.5)
+    assert lower["why"] == {"gifted": "learned at least 0.75"}, "who trains nothing has no rate to make smaller"
+
+
+def test_of_many_methods_that_share_no_learning_some_are_named(planted: Planted) -> None:
+    runs = swept("full", [(1.0, 0.3, 0.2)], train_s=3.0)
+    for number in range(7):
+        runs += swept(f"r{number}", [(1.0, 0.4 + 0.05 * number, 0.1)], "lora", config='{"replay": 1}', train_s=3.0)
+    summary = summarise(planted(runs, ONE, 100))
+    said = summary["outcome"]
+    named = [name for name in ("full", *(f"r{number}" for number in range(7))) if f"{name} (lr" in said]
+    assert named == ["full", "r3", "r4", "r5", "r6"] and said.endswith("on the probe g. 3 more are in the table.")
+    assert summary["paragraph"].endswith("r6 3 s of training; 3 more are in the table.")
+
+
+def test_a_run_that_failed_early_does_not_say_what_its_method_is(planted: Planted) -> None:
+    """A run that failed before it began has no `told_task`; the bound must not become a rival by it."""
+    told = swept("apart", GENTLE, "lora", seeds=2, told_task=True)
+    told[0] |= {"status": "failed: out of memory", "told_task": None}
+    summary = summarise(planted(swept("full", HARSH) + told, ONE, 100))
+    assert [entry["told_task"] for entry in summary["methods"] if entry["method"] == "apart"] == [True, True]
+    assert summary["frontier"]["end"]["matched"] == [], "full is the only rival"
+
+
+def test_bytes_of_every_task_become_one_cost(planted: Planted) -> None:
+    point = [(1.0, 0.5, 0.1)]
+    runs = swept("grows", point, task_bytes=[10, 30, 70]) + swept("once", point, task_bytes=[10])
+    grows, once = summarise(planted(runs, ONE))["runs"]
+    assert grows["values"]["costs"]["task_bytes"] == 30 and once["values"]["costs"]["task_bytes"] is None

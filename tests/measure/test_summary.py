@@ -130,7 +130,7 @@ def test_the_sentence_says_who_loses(planted: Planted) -> None:
     )
     assert summarise(planted(runs, ONE, 100))["outcome"] == (
         "Where all methods had learned 60 % of what could be learned (at the end), full lost 5.0 points and memory "
-        "lost 30.0 points on the probe g; memory forgot more than full."
+        "lost 30.0 points on the probe g; memory forgot more than full (×6)."
     )
 
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_compared_is_said(planted: Planted) -> None:
         (0.10, -0.02, "memory kept more than full."),
         (0.1000, 0.1001, "memory kept about the same as full."),
         (0.10, 0.05, "memory forgot less than full (×0.5)."),
-        (0.05, 0.10, "memory forgot more than full."),
+        (0.05, 0.10, "memory forgot more than full (×2)."),
     ],
 )
 def test_who_gained_has_not_forgotten(planted: Planted, full: float, memory: float, words: str) -> None:

@@ -146,3 +146,20 @@ def test_what_is_held_is_counted(recipe: Callable[..., Any], tmp_path: Path) -> 
     )
     assert (shots["regulariser_bytes"], shots["steps"], shots["trainable_params"]) == (0, 0, 0)
     assert shots["replay_bytes"] > 100
+    out = rows["full_l2sp_ewc"]
+    (out / "runs.parquet").unlink()
+    run_method(setting, "full_l2sp_ewc", out, resume=True, report=False)  # nothing was left but to write the results
+    (again,) = read_runs(out / "runs.parquet")
+    for name in ("replay_bytes", "regulariser_bytes"):
+        assert again[name] == full[name]
+
+
+def test_a_base_of_low_precision_is_scored_again_as_it_was(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    low = {"model": "builtin:tiny", "dtype": "bfloat16", "device": "cpu"}
+    probes = [{"name": "text", "data": {"path": "builtin:world/text/test", "limit": 4}, "metric": "nll"}]
+    setting = recipe(base=low, probes=probes, methods=METHODS)
+    stored = read_items(run_method(setting, "few_shot", tmp_path / "run", report=False) / "items.parquet")
+    chosen = [i for i in stored if (i.stage, i.column, i.metric) == (0, "text", "nll")]
+    (line,) = (one for one in evaluate_run(str(tmp_path / "run")) if (one.column, one.metric) == ("text", "nll"))
+    mean = sum(i.value * i.weight for i in chosen) / sum(i.weight for i in chosen)
+    assert line.base == pytest.approx(mean, abs=1e-7)

@@ -223,3 +223,10 @@ def test_settings_that_do_not_fit_are_refused(fields: dict[str, Any], sentence: 
 def test_a_recipe_says_what_a_method_lacks(recipe: Any, method: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         recipe(background=None, methods={"x": method})
+
+
+def test_a_task_that_is_told_is_no_bound_of_all_at_once(recipe: Any) -> None:
+    """Its one adapter would be of a task that no row belongs to."""
+    methods = {"x": {"kind": "lora", "lr": 1, "tasks": "apart"}}
+    with pytest.raises(ValueError, match="multitask: 'x' has an adapter a task"):
+        recipe(methods=methods, compare={"bounds": {"multitask": ["x"]}})

@@ -76,6 +76,23 @@ def test_corda_takes_out_what_the_rows_use_least_or_most(mode: str | None, path:
     assert trained and all("lora_" in name for name in trained)
 
 
+def test_corda_keeps_what_is_known_unless_told_otherwise() -> None:
+    for given, mode in (({"verbose": True}, "kpm"), ({"corda_method": "ipm"}, "ipm")):
+        config = corda()
+        method: Any = build_method(config.model_copy(update={"peft": {**config.peft, "corda_config": given}}))
+        assert method.peft_config.corda_config.corda_method == mode
+
+
+def test_corda_trains_in_float32_on_any_base() -> None:
+    base = load_base(BaseConfig(device="cpu", dtype="bfloat16"))
+    method = build_method(corda())
+    model: Any = method.attach(base, 0)
+    background = encoded(base, "base/background-text")[:4]
+    method.begin_task(model, TaskContext("ships", [], [], background, 1, 1, 8, 0, 0))
+    kinds = {one.requires_grad: one.dtype for one in model.parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+
+
 def test_osf_leaves_the_base_and_its_main_directions() -> None:
     base = fresh()
     weight = base.model.get_submodule(LAYER).weight.detach().clone()

@@ -23,7 +23,7 @@ from nlft.methods.few_shot import FewShot
 from nlft.methods.protocol import TaskContext
 from nlft.ops.discriminant import naive_nearest_class, nearest_class, shrunk
 from nlft.run import run_method
-from nlft.types import Evaluation, Item, Message, Row
+from nlft.types import Evaluation, HarnessTask, Item, Message, Row
 
 SHIP = Row("The Royal Seal sails from", "London", join=" ")
 TEXT = Row("", "It rained all day.")
@@ -97,7 +97,35 @@ def test_examples_of_all_tasks_unless_told(base: FrozenBase) -> None:
     assert shown(method, "ungated", column(SHIP)) == []
 
 
-def test_as_many_examples_as_fit(base: FrozenBase) -> None:
+def test_a_task_of_lm_eval_is_asked_of_the_base(base: FrozenBase) -> None:
+    """It has no rows of its own, so there is nothing to put examples in front of and no class to choose."""
+    quiz = Evaluation("quiz", "probe", "test", (), "acc", harness=HarnessTask("quiz"))
+    shots, means = FewShot(FewShotConfig(kind="few_shot")), ClassMeans(ClassMeansConfig(kind="class_means"))
+    items = [Item(1, "on", "quiz", "probe", "test", "acc", "1", "1", 1.0, 1.0, "x")]
+    for method in (shots, means):
+        model = method.attach(base, 0)
+        method.begin_task(model, task("ships", [replace(SHIP, choices=("London", "Rome"), gold=0)] * 4))
+        for condition in ("on", "off", "oracle"):
+            asked: list[Evaluation] = []
+            assert method.score(model, quiz, condition, lambda _m, one, to=asked: to.append(one) or items) == items
+            assert asked == [quiz]
+
+
+def test_a_margin_stays_the_base_s(base: FrozenBase) -> None:
+    rows = [replace(SHIP, choices=("London", "Rome"), gold=0)] * 4
+    method = ClassMeans(ClassMeansConfig(kind="class_means"))
+    model = method.attach(base, 0)
+    method.begin_task(model, task("ships", rows))
+    items = [
+        Item(1, "on", "ships", "task", "test", m, "1", "1", 0.5, 1.0, "") for m in ("margin", "accuracy") for _ in rows
+    ]
+    asked = replace(column(*rows), metric="margin")
+    assert method.score(model, asked, "on", lambda *_: items) == items
+    answers = method.score(model, replace(asked, metric="accuracy"), "on", lambda *_: items)
+    assert [(one.metric, one.value) for one in answers] == [("accuracy", 1.0)] * 4
+
+
+def test_as_many_examples_as_fit(base: FrozenBase, tmp_path: Path) -> None:
     """Every row on its own; one more would be too long."""
     method = FewShot(FewShotConfig(kind="few_shot", shots=30))
     method.begin_task(method.attach(base, 0), task("ships", [SHIP] * 30))
@@ -107,8 +135,16 @@ def test_as_many_examples_as_fit(base: FrozenBase) -> None:
     for row, count in ((long, few), (SHIP, many)):
         fits, more = (method.lengths([replace(row, examples=(SHIP,) * n)])[0] for n in (count, count + 1))
         assert fits <= base.context - 8 < more
+    (all_but_last,) = method.shown(column(SHIP), [SHIP, SHIP, SHIP, replace(SHIP, prompt="far " * 200 + "from")])
+    assert len(all_but_last.examples) == 3, "one long example takes no room from the others"
     with pytest.raises(NlftError, match="no example fits"):
         shown(method, "on", column(replace(SHIP, prompt="far " * 118 + "from")))
+    method.max_length = 60
+    method.save(torch.nn.Module(), tmp_path)
+    again = FewShot(method.config)
+    again.load(base, tmp_path)
+    assert 0 < len(shown(method, "on", column(SHIP))[0]) < many
+    assert shown(again, "on", column(SHIP)) == shown(method, "on", column(SHIP)), "no longer than in the run"
     # A text that fills the context is read without.
     assert shown(method, "on", column(Row("", "far " * 125))) == [()]
 
@@ -143,7 +179,6 @@ def test_answers_take_the_place_of_the_base_s() -> None:
         (1.0, "x", "accuracy"),
         (0.0, "x", "accuracy"),
     ]
-    assert answered(items[1::2], rows, ["x", "x"]) == items[1::2]
 
 
 WORDS = {"sea": ["ship", "sail", "harbour"], "sky": ["cloud", "rain", "storm"], "land": ["farm", "cow", "field"],

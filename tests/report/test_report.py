@@ -132,6 +132,14 @@ def test_text_from_outside_is_escaped(planted: Planted) -> None:
     Console(width=100, quiet=True).print(table(summary))
 
 
+def test_no_cell_of_a_csv_is_a_formula(planted: Planted) -> None:
+    folder = planted(runs({"method": "=HYPERLINK(1)", "matrix": MATRIX}), COLUMNS)
+    write_report(folder)
+    texts = [path.read_text(encoding="utf-8") for path in (folder / "figures").glob("*.csv")]
+    cells = [cell for text in texts for row in csv.reader(text.splitlines()) for cell in row]
+    assert "'=HYPERLINK(1)" in cells and not [cell for cell in cells if cell.startswith(("=", "+", "@"))]
+
+
 def test_csv_is_the_matrix(planted: Planted) -> None:
     folder = planted(runs(), COLUMNS)
     write_report(folder)
