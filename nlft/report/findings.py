@@ -13,6 +13,8 @@ from nlft.report.rows import LONG, Grid, best_entries, columns_by, label, runs_o
 
 Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
+MOST_FACTS = 4
+"""Methods that get a sentence each; more would be a table."""
 CAUSES = ("total", "overwriting", "routing", "no_router")
 CAUSE_WORDS = (
     "Lost since each earlier task was learned ({unit}), mean over these tasks and the runs. Lost = overwriting (its "
@@ -170,11 +172,16 @@ def change_of(entry: Entry, probe: str) -> tuple[float | None, float | None, flo
 def short_facts(summary: Summary) -> list[str]:
     """The new facts in a sentence each, for the top of a report and the terminal."""
     unit, facts = summary["task_unit"] or "", []
-    for name, own in causes_of(summary).items():
-        if own["overwriting"] is not None and own["routing"] is not None:
-            by = (
-                f"{show_loss(own['overwriting'], unit)} by overwriting and {show_loss(own['routing'], unit)} by routing"
-            )
+    causes = {
+        name: own
+        for name, own in causes_of(summary).items()
+        if own["overwriting"] is not None and own["routing"] is not None
+    }
+    if len(causes) > MOST_FACTS:
+        facts.append("What earlier tasks lost by overwriting and by routing stands under “Where forgetting happens”.")
+    else:
+        for name, own in causes.items():
+            by = " and ".join(f"{show_loss(own[cause], unit)} by {cause}" for cause in ("overwriting", "routing"))
             facts.append(f"Earlier tasks of {name}: lost {show_loss(own['total'], unit)}, {by}.")
     told = list(dict.fromkeys(entry["method"] for entry in summary["methods"] if entry.get("told_task")))
     if told:

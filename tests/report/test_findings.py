@@ -122,6 +122,14 @@ def test_causes_are_means_over_earlier_tasks_and_runs(summary: dict[str, Any], e
         assert [round(float(x), 6) for x in list(csv.reader(file))[1][1:]] == [0.2, 0.11, 0.09, 0.11]
 
 
+def test_many_methods_get_no_sentence_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"total": 0.2, "overwriting": 0.1, "routing": 0.1, "no_router": None}
+    summary: dict[str, Any] = {"task_unit": "fraction", "methods": []}
+    for count, facts in ((4, 4), (5, 1)):
+        monkeypatch.setattr("nlft.report.findings.causes_of", lambda _, n=count: {f"m{i}": own for i in range(n)})
+        assert len(short_facts(summary)) == facts
+
+
 def test_ablations_hold_their_numbers(summary: dict[str, Any], enrich: Enrich, tmp_path: Path) -> None:
     (picture,) = draw_ablations(enrich(summary), tmp_path)
     with picture.csv.open() as file:
