@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from rich.console import Console
 
 from nlft.base import FrozenBase, load_base
@@ -22,7 +23,7 @@ from nlft.methods import build_method
 from nlft.pace import expected, kind_of, measure_pace, train_tokens
 from nlft.plan import Cell, addressed, plan_cells
 from nlft.prepare import Prepared, digest_rows, prepare
-from nlft.progress import Progress
+from nlft.progress import Progress, counted
 from nlft.ray_executor import import_ray, run_on_ray
 from nlft.recipes import dump_recipe
 from nlft.report import write_report
@@ -58,6 +59,12 @@ def compare(
     console, out = console or Console(quiet=True), out.resolve()
     if not holds_nothing(out) and not (out / "cells").is_dir():
         raise NlftError(f"{out} holds another run, and no comparison.", "Give another folder with --out.")
+    name = name_in(out)
+    if name not in (None, recipe.name):
+        raise NlftError(
+            f"{out} holds the comparison of another recipe, called {name!r} and not {recipe.name!r}.",
+            "Give another folder with --out; an edited recipe goes on in its folder as long as it keeps its name.",
+        )
     if executor == "ray":
         import_ray()
     domains = load_domains(recipe)
@@ -100,9 +107,22 @@ def compare(
             )
         added += found
         cells = plan(added)
+    others = {path.name for path in (out / "cells").glob("*")} - {cell.name for cell in cells}
+    if others:
+        line = f"{counted(len(others), 'other run')} in the folder: not of this plan, kept, and not reported."
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     write_text(out / "added.json", json.dumps([asdict(one) for one in added], indent=1))
     write_report(out)
     return out
+
+
+def name_in(out: Path) -> str | None:
+    """The name of the recipe whose comparison a folder holds; None if it does not say."""
+    try:
+        found = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return found.get("name") if isinstance(found, dict) else None
 
 
 def announce(
@@ -122,31 +142,29 @@ def announce(
     todo = [cell for cell in cells if not is_done(cell, out / "cells" / cell.name)]
     size = sum(parameter.numel() for parameter in base.model.parameters())
     tasks = len(recipe.tasks)
-    lines = [f"{len(cells)} runs of {tasks} tasks on {base.name} ({size:,} parameters, context {base.context})."]
+    what = f"{counted(len(cells), 'run')} of {counted(tasks, 'task')}"
+    lines = [f"{what} on {base.name} ({size:,} parameters, context {base.context})."]
     for method in recipe.methods:
         own = [cell for cell in cells if cell.method == method]
         rates = ", ".join(dict.fromkeys(f"{cell.lr:g}" for cell in own if cell.lr))
         kinds = {kind: sum(cell.setting == kind for cell in own) for kind in ("sequence", "single", "multitask")}
-        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        parts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
         steps = ", ".join(dict.fromkeys(str(cell.steps) for cell in own if cell.setting == "sequence"))
-        lines.append(f"  {method}: {counted}; {f'lr {rates}; ' if rates else ''}{steps} steps a task")
+        lines.append(f"  {method}: {parts}; {f'lr {rates}; ' if rates else ''}{steps} steps a task")
     if len(todo) < len(cells):
         lines.append(f"{len(cells) - len(todo)} of them are done already.")
-    others = set(path.name for path in (out / "cells").glob("*")) - {cell.name for cell in cells}
-    if others:
-        lines.append(f"{len(others)} other runs in the folder are not of this plan; they stay, and are not reported.")
     seconds = 0.0
     if todo:
         walls = finished_walls(cells, out)
         span = expected(todo, walls, measure_pace(base, recipe, prepared), jobs or 1)
         known = sum(kind_of(cell) in walls for cell in todo)
-        basis = f"finished runs of the same methods for {known} of {len(todo)} runs, " if known else ""
+        basis = f"finished runs of the same methods for {known} of {counted(len(todo), 'run')}, " if known else ""
         tokens = train_tokens(todo, prepared)
-        lines.append(f"To run: {len(todo)} runs, {tokens:,} train tokens, {span}, {jobs or 1} at a time.")
+        lines.append(f"To run: {counted(len(todo), 'run')}, {tokens:,} train tokens, {span}, {jobs or 1} at a time.")
         lines.append(f"Judged from {basis}a warm-up of three batches and a part of the scoring.")
         seconds = span.value
     if recipe.compare.widen:
-        lines.append(f"Up to {recipe.compare.widen} rounds of further learning rates may follow.")
+        lines.append(f"Up to {counted(recipe.compare.widen, 'round')} of further learning rates may follow.")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return seconds

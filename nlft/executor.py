@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import threading
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -72,9 +73,9 @@ def run_cells(cells: list[Cell], work: Work, jobs: int, console: Console) -> Ite
     while cells:
         left = {cell.name: cell for cell in cells}
         threads = max(1, cores() // jobs)
-        pool = ProcessPoolExecutor(
-            jobs, mp_context=multiprocessing.get_context("spawn"), initializer=set_up, initargs=(work, threads)
-        )
+        given = work, threads, list(warnings.filters)
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=set_up, initargs=given)
         # No more are handed over than there are processes, so that what was handed over is what has begun: also where a
         # process dies before it wrote anything, and after Ctrl-C no further one begins.
         waiting, running = list(reversed(cells)), dict[Future[Ended], str]()
@@ -123,11 +124,17 @@ _work: Work | None = None
 """Of a worker process."""
 
 
-def set_up(work: Work, threads: int) -> None:
-    """Prepares a worker process, which ends with the process that began it: nobody would take its results."""
+def set_up(work: Work, threads: int, filters: list[Any]) -> None:
+    """Prepares a worker process, which ends with the process that began it: nobody would take its results.
+
+    Args:
+        filters: `warnings.filters` of that process, so that its workers warn of nothing that it does not.
+    """
     global _work
     threading.Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     torch.set_num_threads(threads)
+    warnings.resetwarnings()
+    warnings.filters.extend(filters)  # pyright: ignore
     _work = work
 
 

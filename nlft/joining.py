@@ -77,6 +77,30 @@ def labels_of(folders: Sequence[Path]) -> dict[Path, str]:
     return {folder: "/".join(folder.parts[-depth:]) for folder in folders}
 
 
+def train_remark(folders: Sequence[Path]) -> list[str]:
+    """One sentence if several results learned from different train rows, as far as their recipes say; else nothing."""
+    labels = labels_of([folder.resolve() for folder in folders])
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for folder, label in labels.items():
+        recipe = _recipe(folder)
+        for part in (recipe.get("joined") or {label: recipe}).values():
+            for task in part.get("tasks") or []:
+                if isinstance(task.get("train"), dict):
+                    found.setdefault(task["name"], []).append((label, task["train"]))
+    differ = []
+    for task, parts in found.items():
+        first, own = parts[0]
+        for label, other in parts[1:]:
+            # A key that only one of them has is of another version of nlft.
+            key = next((key for key in own if key in other and own[key] != other[key]), None)
+            if key:
+                differ.append(f"tasks.{task}.train.{key} is {own[key]} in {first} and {other[key]} in {label}")
+                break
+    if not differ:
+        return []
+    return [f"They learned from different train rows, so that learning compares rows too: {'; '.join(differ)}."]
+
+
 def _recipe(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -94,8 +118,12 @@ def _rows_of(folder: Path) -> Rows:
 def _same_base(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], said: str) -> None:
     one, two = ({row["base_sha256"] for row in rows} for rows in (own, other))
     if None in one | two or len(one | two) > 1:
-        names = ", ".join(sorted({f"{row['base_model']} ({str(row['base_sha256'])[:8]})" for row in [*own, *other]}))
-        raise DataError(f"{said} have different bases: {names}.", "Only runs of one base can be compared.")
+        names = [
+            _listed({f"{row['base_model']} ({str(row['base_sha256'])[:8]})" for row in rows}) for rows in (own, other)
+        ]
+        raise DataError(
+            f"{said} have different bases: {' and '.join(names)}.", "Only runs of one base can be compared."
+        )
 
 
 def _same_tasks(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], said: str) -> None:

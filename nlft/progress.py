@@ -68,7 +68,9 @@ class Progress:
 
     def table(self) -> Table:
         """One line a method: how many of its runs are finished, running and failed, and the newest line of one."""
-        table = Table(caption=f"{len(self.ended)} of {len(self.todo)} runs; about {clock(self.time_left())} left")
+        table = Table(
+            caption=f"{len(self.ended)} of {counted(len(self.todo), 'run')}; about {clock(self.time_left())} left"
+        )
         table.add_column("method")
         for name in ("runs", "finished", "running", "failed"):
             table.add_column(name, justify="right")
@@ -95,6 +97,11 @@ class Progress:
             except OSError:
                 continue  # not begun, or begun anew at this moment
         return found
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def last_event(path: Path) -> dict[str, Any]:

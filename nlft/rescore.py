@@ -17,6 +17,7 @@ from nlft.checkpoint import finished_stages
 from nlft.config import FullConfig, Recipe
 from nlft.data.domain import load_domains
 from nlft.errors import NlftError, reason
+from nlft.measure.items import read_runs
 from nlft.methods import build_method
 from nlft.methods.full import Full
 from nlft.pathways.task import TaskPeftConfig
@@ -99,14 +100,17 @@ def weights_of(folder: Path) -> Path:
     if (folder / "cells").is_dir():
         names = sorted(path.name for path in (folder / "cells").iterdir())
         raise NlftError(
-            f"{folder} is a comparison of {len(names)} runs.",
+            f"{folder} is a comparison of {len(names)} run{'s' * (len(names) != 1)}.",
             f"Give one of them, as {folder}/cells/{names[0]}." if names else hint,
         )
     if (folder / "runs.parquet").is_file():
+        again = f"`nlft train {folder / 'config.yaml'} --out FOLDER` trains them again and keeps them."
+        if any(row["base_unchanged"] is not None for row in read_runs(folder / "runs.parquet")):  # it had an adapter
+            raise NlftError(f"{folder} has no folder `adapter`, where the weights of its run were.", again)
         raise NlftError(
             f"{folder} holds no weights: a comparison does not keep those of full finetuning, which are as large as"
             " the base.",
-            f"`nlft train {folder / 'config.yaml'} --out FOLDER` trains them again and keeps them.",
+            again,
         )
     if (folder / "config.yaml").is_file():
         raise NlftError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,17 @@ def judge(summary: Summary, limits: Limits, probes: Sequence[str] = (), methods:
                 if limits.learned is not None:
                     found.append(_learned(run, limits.learned))
     return found
+
+
+def excess(one: Finding) -> float:
+    """By how many times its limit a broken finding is beyond it: what is learned, lost, or may be lost at most."""
+    assert one.value is not None
+    if one.what == "learned":
+        beyond = one.limit - one.value
+    else:
+        certain = one.high is None or one.value > one.limit + ROUNDING
+        beyond = (one.value if certain else one.high) - one.limit  # pyright: ignore
+    return beyond / one.limit if one.limit else math.inf
 
 
 def _known(wanted: Sequence[str], there: Sequence[str], kind: str) -> list[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import re
 import threading
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rich.console import Console
 from nlft.compare import compare
 from nlft.data.domain import load_domains
 from nlft.errors import NlftError
-from nlft.executor import Work, run_cells
+from nlft.executor import Work, run_cells, set_up
 from nlft.measure.items import read_items, read_runs
 from nlft.plan import plan_cells
 
@@ -64,11 +66,11 @@ def test_an_edited_recipe_uses_again_what_is_finished(recipe: Callable[..., Any]
     lora = {"kind": "lora", "lr": [1e-3, 1e-2]}
     out = compare(recipe(methods={"lora": lora}), tmp_path / "c")
     before, said = stamps(out), io.StringIO()
-    # A recipe of another name, with one rate less, and with the bounds.
-    changes = {"name": "edited", "methods": {"lora": {"kind": "lora", "lr": 1e-2}}}
+    # With one rate less, and with the bounds.
+    changes = {"methods": {"lora": {"kind": "lora", "lr": 1e-2}}}
     bounds = {"bounds": {"single": ["lora"], "multitask": ["lora"]}}
     compare(recipe(**changes, compare=bounds), out, console=Console(file=said, width=200))
-    assert "1 of them are done already" in said.getvalue() and "1 other runs in the folder" in said.getvalue()
+    assert "1 of them are done already" in said.getvalue() and "1 other run in the folder" in said.getvalue()
     assert {name: stamps(out)[name] for name in before} == before
     rows = read_runs(out / "runs.parquet")
     assert [(row["setting"], row["lr"], row["order"], row["steps"]) for row in rows] == [
@@ -101,6 +103,15 @@ def test_the_cells_of_a_killed_process_run_again(recipe: Callable[..., Any], tmp
     thread.join()
     assert killed
     assert sorted((end.cell.name, end.problem) for end in ended) == sorted((cell.name, "") for cell in cells)
+
+
+def test_workers_warn_of_what_their_parent_warns_of() -> None:
+    filters = [("error", re.compile("x"), FutureWarning, None, 0)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=set_up, initargs=(None, 1, filters)) as pool:  # pyright: ignore
+        with pytest.raises(FutureWarning, match="x"):
+            pool.submit(warnings.warn, "x", FutureWarning).result()
+        assert pool.submit(warnings.warn, "other", FutureWarning).result() is None
 
 
 def begin_cells(recipe: Any, out: Path) -> None:
@@ -149,7 +160,10 @@ def test_a_best_point_at_an_end_gets_a_rate_beyond(recipe: Callable[..., Any], t
     assert "Added full lr 0.1: most was learned at 0.001, the largest rate tried" in said.getvalue()
     assert [row["lr"] for row in read_runs(out / "runs.parquet")] == [1e-5, 1e-3, 0.1]
     before = stamps(out)
-    compare(recipe(**changes, compare={"widen": 1}), out)
+    assert "Up to 1 round of" in said.getvalue()
+    said = io.StringIO()
+    compare(recipe(**changes, compare={"widen": 1}), out, console=Console(file=said, width=200))
+    assert "Added full lr 0.1" in said.getvalue() and "other run" not in said.getvalue(), "its run is of the plan"
     assert stamps(out) == before and len(read_runs(out / "runs.parquet")) == 3
 
 
@@ -198,3 +212,7 @@ def test_what_is_no_comparison_is_refused(recipe: Callable[..., Any], tmp_path: 
     (tmp_path / "c" / "config.yaml").write_text("name: other\n")
     with pytest.raises(NlftError, match="holds another run, and no comparison"):
         compare(recipe(methods=SMALL), tmp_path / "c")
+    (tmp_path / "c" / "cells").mkdir()
+    with pytest.raises(NlftError, match="the comparison of another recipe, called 'other' and not 'short'"):
+        compare(recipe(methods=SMALL), tmp_path / "c")
+    assert (tmp_path / "c" / "config.yaml").read_text() == "name: other\n"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nlft.errors import NlftError
-from nlft.joining import join, labels_of
+from nlft.joining import join, labels_of, train_remark
 from nlft.measure.items import read_items, read_run_items, read_runs
 
 Planted = Callable[..., Path]
@@ -90,7 +91,7 @@ def test_a_joined_folder_joins_on(results: Callable[..., Path], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changed", "columns", "rows", "said"),
     [
-        ({"base_sha256": "beef"}, COLUMNS, 20, r"one and two have different bases: m \(beef\), m \(f00d\)"),
+        ({"base_sha256": "beef"}, COLUMNS, 20, r"one and two have different bases: m \(f00d\) and m \(beef\)\."),
         ({"base_sha256": None}, COLUMNS, 20, "different bases"),
         ({}, [("b", "task", "test", "exact_match"), COLUMNS[1]], 20, "different tasks: a and b"),
         ({}, COLUMNS, 30, r"different rows of '[ag]': 20 and 30, 20 of them the same"),
@@ -107,6 +108,18 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(NlftError, match=said):
         join([one, two], tmp_path / "both")
     assert not (tmp_path / "both").exists()
+
+
+def test_different_train_rows_are_remarked(results: Callable[..., Path], tmp_path: Path) -> None:
+    one, two, old = (results(name, [run(name, 0.8, 0.5)]) for name in ("one", "two", "old"))
+    train = {"path": "a.jsonl", "limit": 64, "skip": 0}
+    changes = {one: train, two: train | {"limit": 32}, old: {"path": "a.jsonl", "limit": 64}}
+    for folder, section in changes.items():
+        (folder / "config.yaml").write_text(yaml.safe_dump({"tasks": [{"name": "a", "train": section}]}))
+    assert train_remark([one, old]) == []
+    assert "tasks.a.train.limit is 64 in one and 32 in two." in train_remark([one, two])[0]
+    joined = join([one, old], tmp_path / "both")
+    assert "64 in both and 32 in two" in train_remark([joined, two])[0]
 
 
 def test_labels_tell_folders_apart() -> None:

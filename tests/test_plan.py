@@ -31,6 +31,8 @@ def test_a_latin_square_has_every_task_once_in_every_place() -> None:
 def test_an_order_that_lacks_a_task_is_refused(recipe: Callable[..., Any]) -> None:
     with pytest.raises(ValidationError, match=r"compare\.orders: \['ships'\] does not hold each"):
         recipe(compare={"orders": [["ships"]]})
+    with pytest.raises(ValidationError, match="'latn' is neither `latin` nor lists of task names"):
+        recipe(compare={"orders": "latn"})
     with pytest.raises(ValidationError, match=r"compare\.bounds\.single: 'lora9' is none of the methods"):
         recipe(compare={"bounds": {"single": ["lora9"]}})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,19 @@ def test_a_damaged_adapter_is_a_sentence(recipe: Callable[..., Any], tmp_path: P
         evaluate_run(str(out))
 
 
+def test_an_adapter_that_was_removed(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    cell = run_method(recipe(), "lora", tmp_path / "cell", report=False, keep_stages=False)
+    shutil.rmtree(cell / "adapter")
+    with pytest.raises(NlftError, match="has no folder `adapter`") as caught:
+        evaluate_run(str(cell))
+    assert "nlft train" in caught.value.hint
+
+
 def test_what_holds_no_weights(recipe: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(NlftError, match=r"There is no folder .*nowhere"):
         evaluate_run(str(tmp_path / "nowhere"))
     (tmp_path / "c" / "cells" / "full-1").mkdir(parents=True)
-    with pytest.raises(NlftError, match="is a comparison of 1 runs") as caught:
+    with pytest.raises(NlftError, match=r"is a comparison of 1 run\.") as caught:
         evaluate_run(str(tmp_path / "c"))
     assert "cells/full-1" in caught.value.hint
     cell = run_method(recipe(), "full", tmp_path / "cell", report=False, keep_stages=False)

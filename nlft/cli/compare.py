@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nlft.cli.argument import Out, Overrides, RecipeName, fresh_folder, going_on, open_console, output_folder
+from nlft.cli.argument import Out, Overrides, RecipeName, fresh_folder, going_on, open_console, output_folder, say
+from nlft.errors import NlftError
 
 if TYPE_CHECKING:
     from nlft.config import Recipe
@@ -25,7 +26,6 @@ class Executor(str, Enum):
 Jobs = Annotated[
     int | None,
     typer.Option(
-        min=1,
         help="Runs side by side; each holds a base of its own. By default 1, and on Ray one for each GPU or core.",
     ),
 ]
@@ -56,22 +56,37 @@ def compare(
     Two or more result folders of one base, the same tasks and the same rows are joined into one report, in --out or
     runs/compare-…; nothing is trained.
     """
-    folders = [Path(word) for word in (recipe, *(overrides or []))]
-    if len(folders) > 1 and all((folder / "runs.parquet").is_file() for folder in folders):
-        return join(folders, out)
+    if jobs is not None and jobs < 1:
+        raise NlftError(f"--jobs: {jobs} is no number of runs.", "Give a number, 1 or more.")
+    words = [recipe, *(overrides or [])]
+    lost = [word for word in words if not (Path(word) / "runs.parquet").is_file()]
+    if len(words) > 1 and len(lost) < len(words) and not any("=" in word for word in lost):
+        return join([Path(word) for word in words], lost, out)
     choices = {"jobs": jobs, "executor": executor.value, "dry_run": dry_run}
     run(recipe, overrides, lambda found: output_folder(out, found.out, found.name), **choices)
 
 
-def join(folders: list[Path], out: Path | None) -> None:
-    """Write one report over finished results, then print its table."""
+def join(folders: list[Path], lost: list[str], out: Path | None) -> None:
+    """Write one report over finished results, then print its table.
+
+    Args:
+        lost: those of the folders that hold no results.
+    """
     from nlft.cli.report import print_report
     from nlft.joining import join as join_folders
+    from nlft.joining import train_remark
 
+    if lost:
+        there = Path(lost[0]).exists()
+        raise NlftError(
+            f"{lost[0]!r} holds no finished run: it has no runs.parquet." if there else f"{lost[0]!r} does not exist.",
+            "Give result folders alone to join them, or one recipe and key=value for each change.",
+        )
     names = "-".join(folder.resolve().name for folder in folders)
     out = out or fresh_folder(Path(f"runs/compare-{names}"))
     console = open_console()
     join_folders(folders, out)
+    say(console, *train_remark(folders))
     print_report(out, console)
 
 
@@ -83,6 +98,7 @@ def run(recipe: str, overrides: list[str] | None, folder: Callable[[Recipe], Pat
     """
     from nlft.cli.report import print_report
     from nlft.measure.items import read_runs
+    from nlft.progress import counted
     from nlft.recipes import load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -100,7 +116,7 @@ def run(recipe: str, overrides: list[str] | None, folder: Callable[[Recipe], Pat
     failed = [run["run_id"] for run in runs if run["status"] != "ok"]
     if failed:
         console.print(
-            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}.",
+            f"{len(failed)} of {counted(len(runs), 'run')} failed: {', '.join(failed)}.",
             style="red",
             markup=False,
             highlight=False,

@@ -47,7 +47,7 @@ def gate(
     """
     from nlft.errors import NlftError
     from nlft.measure.summary import summary_of
-    from nlft.verdict import Limits, judge
+    from nlft.verdict import Limits, excess, judge
 
     least = None if min_learned is None else read_share(min_learned, "--min-learned", True)
     if max_nats is not None and not 0 <= max_nats < float("inf"):
@@ -59,7 +59,10 @@ def gate(
     broken = [one for one in found if one.holds is False]
     unknown = [one for one in found if one.holds is None]
     if broken:
-        say(console, f"It does not hold: {'; '.join(map(spell, broken))}.")
+        worst = max(broken, key=excess)
+        more = len(broken) - 1
+        others = f"; {more} other check{'s' * (more > 1)} broken, too" if more else ""
+        say(console, f"It does not hold: {spell(worst)}{others}.")
         raise typer.Exit(3)
     if unknown:
         names = ", ".join(f"{one.what} of {one.run_id}" for one in unknown)
@@ -107,5 +110,6 @@ def bound(one: Finding) -> str:
 
 def spell(one: Finding) -> str:
     """A broken limit in words."""
-    verb = "learned" if one.what == "learned" else f"lost on {one.what}:"
-    return f"{one.run_id} {verb} {amount(one)}, {bound(one)} allowed"
+    if one.what == "learned":
+        return f"{one.run_id} learned {amount(one)}, {bound(one)} required"
+    return f"{one.run_id} lost on {one.what}: {amount(one)}, {bound(one)} allowed"

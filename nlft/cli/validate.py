@@ -33,7 +33,8 @@ def validate(recipe: RecipeName, overrides: Overrides = None) -> None:
     for where, description in data.items():
         _line(where, description)
     for name, method in loaded.methods.items():
-        _line(f"methods.{name}", f"{method.kind}, lr {', '.join(f'{lr:g}' for lr in method.lrs)}")
+        rates = ", ".join(f"{lr:g}" for lr in method.lrs if lr)
+        _line(f"methods.{name}", f"{method.kind}, lr {rates}" if rates else method.kind)
     _line("train", f"{train.steps} steps of {train.batch_size} rows a task, {train.schedule} schedule")
     _line("compare", f"{runs} run{'s' * (runs != 1)}")
     print("ok")

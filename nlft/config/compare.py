@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from nlft.config.section import Section
 
@@ -32,6 +32,14 @@ class CompareConfig(Section):
     """Rounds in which a method that learned most at an end of its learning rates gets a rate beyond that end."""
     bounds: BoundsConfig = BoundsConfig()
     """Upper bounds of learning."""
+
+    @field_validator("orders", mode="before")
+    @classmethod
+    def orders_known(cls, value: Any) -> Any:
+        """One word is possible, and lists of lists."""
+        if isinstance(value, str) and value != "latin":
+            raise ValueError(f"{value!r} is neither `latin` nor lists of task names, as [[a, b], [b, a]]")
+        return value
 
     def orders_of(self, tasks: Sequence[str]) -> list[list[str]]:
         """Every order of the tasks; `latin` is the cyclic Latin square [n, n], not shuffled."""

@@ -18,8 +18,8 @@ class Section(BaseModel):
 
 
 def parse_share(value: Any) -> Any:
-    """`1%` is 0.01."""
-    if isinstance(value, str) and re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*", value):
+    """`1%` is 0.01. A sign is read, so that `-1%` is out of range, and not no number."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)\s*%\s*", value):
         return float(value.strip().rstrip("% ")) / 100
     return value
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from nlft.measure.matrix import Column, Matrix, orient
-from nlft.measure.unit import pick_unit
+from nlft.measure.unit import change_unit, is_bounded, pick_unit, show_level
 
 LEVELS = (0.5, 0.7, 0.9)
 """Levels of normalised learning at which methods are compared."""
@@ -96,9 +96,9 @@ def read_envelope(envelope: Sequence[Point], level: float) -> Reading:
         return Reading(math.nan, "no finished run")
     least, most = envelope[0][0], envelope[-1][0]
     if level > most + 1e-9:
-        return Reading(math.nan, f"learned at most {most:.2f}")
+        return Reading(math.nan, f"learned at most {show_level(most)}")
     if level < least - 1e-9:
-        return Reading(math.nan, f"learned at least {least:.2f}; add a smaller learning rate")
+        return Reading(math.nan, f"learned at least {show_level(least)}; add a smaller learning rate")
     return Reading(float(np.interp(level, [p[0] for p in envelope], [p[1] for p in envelope])))
 
 
@@ -131,13 +131,15 @@ def mean_between(envelope: Sequence[Point], low: float, high: float) -> float:
     return area / (high - low)
 
 
-def most_within(envelope: Sequence[Point], budget: float) -> Reading:
+def most_within(envelope: Sequence[Point], budget: float, unit: str) -> Reading:
     """The largest learning at which no more than the budget was lost; `why` where there is none, or where the sweep
-    ended before the budget was spent, so that the value is a lower limit."""
+    ended before the budget was spent, so that the value is a lower limit. `unit` is that of the probes."""
     if not envelope:
         return Reading(math.nan, "no finished run")
     if envelope[0][1] > budget + 1e-9:
-        return Reading(math.nan, f"lost at least {envelope[0][1]:.3g}; add a smaller learning rate")
+        # Three digits, not the one behind the point of tables: 1.04 points are more than a budget of 1.0.
+        least = envelope[0][1] * (100 if is_bounded(unit) else 1)
+        return Reading(math.nan, f"lost at least {least:.3g} {change_unit(unit)}; add a smaller learning rate")
     if envelope[-1][1] <= budget + 1e-9:
         return Reading(envelope[-1][0], "the sweep ends within the budget: it may be more")
     right = next(i for i, point in enumerate(envelope) if point[1] > budget + 1e-9)

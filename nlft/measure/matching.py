@@ -39,7 +39,7 @@ GRID = 21
 """Levels of learning of a band."""
 
 
-def frontiers(entries: Sequence[Entry], moment: str, sample: Sample) -> dict[str, Any]:
+def frontiers(entries: Sequence[Entry], moment: str, sample: Sample, unit: str) -> dict[str, Any]:
     """Points, envelopes, bands and comparisons, with learning taken at one moment; keys as in `summary.py`.
 
     A method that is told each row's task is a bound: it has points, an envelope and a band, and is compared with none.
@@ -48,6 +48,7 @@ def frontiers(entries: Sequence[Entry], moment: str, sample: Sample) -> dict[str
         entries: `comparison.compare_methods` of the runs.
         moment: "now" (right after each task's training) or "end" (after the last task).
         sample: the runs at that moment.
+        unit: of forgetting, as `unit.pick_unit` picks it of the probes'; empty without probes.
     """
     done: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -63,13 +64,17 @@ def frontiers(entries: Sequence[Entry], moment: str, sample: Sample) -> dict[str
     trained = {method: own for method, own in rivals.items() if any(point["lr"] > 0 for point in points[method])}
     found = {"points": points, "envelopes": envelopes, "bands": _bands(envelopes, sample)}
     if len(rivals) < 2:
-        return found | {"matched": [], "hypervolume": {}, "within_budget": _budgets(rivals, list(trained), sample)}
+        return found | {
+            "matched": [],
+            "hypervolume": {},
+            "within_budget": _budgets(rivals, list(trained), sample, unit),
+        }
     common = common_level(trained)
     levels: list[float] = sorted({*LEVELS} if math.isnan(common) else {*LEVELS, common})
     return found | {
         "matched": [_matched(level, level == common, rivals, plain, list(trained), sample) for level in levels],
         "hypervolume": _areas(rivals, plain, sample),
-        "within_budget": _budgets(rivals, list(trained), sample),
+        "within_budget": _budgets(rivals, list(trained), sample, unit),
     }
 
 
@@ -276,12 +281,12 @@ def _area_against(sample: Sample, method: str, reference: str, swept: Envelopes)
     }
 
 
-def _budgets(rivals: Envelopes, trained: Sequence[str], sample: Sample) -> list[dict[str, Any]]:
+def _budgets(rivals: Envelopes, trained: Sequence[str], sample: Sample, unit: str) -> list[dict[str, Any]]:
     found = []
     for budget in BUDGETS:
         methods = {}
         for method, envelope in rivals.items():
-            reading, limits = most_within(envelope, budget), Limits()
+            reading, limits = most_within(envelope, budget, unit), Limits()
             if not math.isnan(reading.value):
                 curves = sample.curves("draws", method, sample.cells_of(method))
                 limits = limits_of(None if curves is None else learned_within(curves, budget))

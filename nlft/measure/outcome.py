@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from nlft.measure.unit import show, show_change, show_loss
+from nlft.measure.unit import show, show_change, show_level, show_loss
 
 Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -106,7 +106,7 @@ def level_of(summary: Summary, ours: set[str]) -> tuple[Mapping[str, Any], str] 
             level
             for level in summary["frontier"][moment]["matched"]
             if (level["reference"] or not with_reference)
-            and level["level"] >= LEAST_LEVEL
+            and round(level["level"], 3) >= LEAST_LEVEL  # as it is printed
             and (not ours or any(level["forgetting"].get(name) is not None for name in ours))
             and sum(lost is not None for lost in level["forgetting"].values()) > 1
         ]
@@ -135,7 +135,7 @@ def _at_level(summary: Summary, level: Mapping[str, Any], words: str, ours: set[
     who = "all methods" if everyone else some
     bounded = all(column["bounded"] for column in summary["columns"] if column["role"] == "task")
     most = "what could be learned" if bounded else "the most that any run learned"
-    text = f"Where {who} had learned {100 * level['level']:.0f} % of {most} ({words}), "
+    text = f"Where {who} had learned {show_level(level['level'])} of {most} ({words}), "
     text += f"{listed(parts)} on {probes_meant(summary)}"
     if reference:
         for own, name in (pair for pair in found if pair[1] in ours and pair[1] != reference):
@@ -188,7 +188,7 @@ def _unmatched(summary: Summary, best: Sequence[Entry]) -> str:
         return text + "; there were no probes, so what the base has forgotten is not known." + more
     who = "the" if len(best) == 2 else "all"  # two of several may share a level
     return (
-        f"There is no level of learning ({100 * LEAST_LEVEL:.0f} % or more) at which {who} methods can be compared: "
+        f"There is no level of learning ({show_level(LEAST_LEVEL)} or more) at which {who} methods can be compared: "
         f"{listed(parts)} on {probes_meant(summary)}.{more}"
     )
 

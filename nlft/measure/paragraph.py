@@ -21,7 +21,7 @@ from nlft.measure.outcome import (
     spoken_entries,
     tasks_meant,
 )
-from nlft.measure.unit import show_loss
+from nlft.measure.unit import show_level, show_loss, size
 
 MINUTE = 90.0
 """From so many seconds on, times are written in minutes."""
@@ -46,7 +46,7 @@ def paragraph(summary: Summary) -> str:
         parts.append("There were no probes, so what the base has forgotten is not known.")
     elif not found:
         parts.append(
-            f"There is no level of learning ({100 * LEAST_LEVEL:.0f} % or more) at which they can be compared, so none "
+            f"There is no level of learning ({show_level(LEAST_LEVEL)} or more) at which they can be compared, so none "
             "can be said to forget less."
         )
     else:
@@ -65,12 +65,21 @@ def _learned(summary: Summary, best: Sequence[Entry]) -> str:
     column = next(one for one in summary["columns"] if (one["role"], one["unit"]) == ("task", unit))
     sign = 1 if column["higher_is_better"] else -1
     ranked = sorted(known, key=lambda entry: sign * entry["values"]["continual"]["acc"]["value"])
-    least, most = ranked[0], ranked[-1]
+    levels = {entry["method"]: level_text(entry["values"]["continual"], "acc", unit) for entry in ranked}
+    most, least = ranked[-1]["method"], ranked[0]["method"]
     text = f"{len(best)} methods learned {len(summary['tasks'])} task{'s' * (len(summary['tasks']) > 1)}"
-    text += f" in sequence; at the end, {most['method']} had learned most"
-    ends = [level_text(entry["values"]["continual"], "acc", unit) for entry in (most, least)]
-    base = level_text(most["values"]["continual"], "base", unit)
-    return f"{text} ({ends[0]} on {tasks_meant(summary)}, from {base}) and {least['method']} least ({ends[1]})."
+    base = level_text(ranked[-1]["values"]["continual"], "base", unit)
+    found = f"({levels[most]} on {tasks_meant(summary)}, from {base})"
+    if levels[most] == levels[least]:
+        return f"{text} in sequence; at the end, {_tied(most, levels)} had learned the same {found}."
+    text += f" in sequence; at the end, {_tied(most, levels)} had learned most {found}"
+    return f"{text} and {_tied(least, levels)} least ({levels[least]})."
+
+
+def _tied(name: str, shown: Mapping[str, str]) -> str:
+    """A method with those whose value prints like its own."""
+    others = [other for other in shown if other != name and shown[other] == shown[name]]
+    return listed([name, *(others if len(others) < 2 else [f"{len(others)} others"])])
 
 
 def _ranked(level: Mapping[str, Any]) -> list[str]:
@@ -85,9 +94,12 @@ def _named(level: Mapping[str, Any], ranked: Sequence[str]) -> list[str]:
 
 def _lost(summary: Summary, level: Mapping[str, Any], words: str, ranked: Sequence[str]) -> str:
     unit = summary["probe_unit"]
-    parts = []
+    parts, shown = [], [show_loss(level["forgetting"][name], unit) for name in ranked]
     for name in _named(level, ranked):
-        rank = "least" if name == ranked[0] else "most" if name == ranked[-1] else ""
+        own = show_loss(level["forgetting"][name], unit)
+        rank = "least" if own == shown[0] else "most" if own == shown[-1] else ""
+        same = shown.count(own) - 1
+        rank = "" if shown[0] == shown[-1] else f"{rank} with {same} other{'s' * (same > 1)}" if rank and same else rank
         role = "the reference" if name == level["reference"] else ""
         text = f"{name} {lost_or_gained(level['forgetting'][name], unit)}"
         interval = level["runs"][name]["interval"]
@@ -97,7 +109,7 @@ def _lost(summary: Summary, level: Mapping[str, Any], words: str, ranked: Sequen
             notes.append(f"95 % {ends[0]} to {ends[1]}")
         parts.append(text + (f" ({', '.join(notes)})" if notes else ""))
     return (
-        f"Of the {len(ranked)} that can be read where {100 * level['level']:.0f} % was learned ({words}), "
+        f"Of the {len(ranked)} that can be read where {show_level(level['level'])} was learned ({words}), "
         f"{listed(parts)} on {probes_meant(summary)}."
     )
 
@@ -132,7 +144,7 @@ def _costs(entries: Sequence[Entry], more: int = 0) -> str:
     for entry in entries:
         costs = entry["values"]["costs"]
         stored, seconds = (costs.get(key, {}).get("value") for key in ("stored_bytes", "train_s"))
-        bits = [f"{stored / 1e6:.3g} MB stored"] if stored is not None else []
+        bits = [f"{size(stored)} stored"] if stored is not None else []
         if seconds is not None:
             bits.append(f"{seconds / 60:.3g} min" if seconds >= MINUTE else f"{seconds:.2g} s")
             bits[-1] += " of training"

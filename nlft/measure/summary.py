@@ -14,7 +14,8 @@ training, "end" after the last task; both with the adapter on.
     methods         [{method, kind, replay, told_task, plain, lr, steps, best, n_runs, n_finished, statuses, order,
                       matrix, values, intervals, intransigence {single, multitask}}]:
                     one a learning rate and steps a task; leaves of `values` are {value, low, high, n} over the runs,
-                    from the least to the largest; `intervals` only where there is one run
+                    from the least to the largest; `intervals` only where there is one run; `matrix` is the mean over
+                    the finished runs of `order` (the first one's) only, while `values` rest on those of all orders
     values          {learning {now, end}, base_forgetting,
                      continual {base, learned, acc, seen, aia, bwt, forgetting, fwt_base},
                      tasks {name: {base, now, end, gained_now, gained_end, change[, seen_base, seen_now, seen_end]}},
@@ -137,6 +138,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
     samples = samples_of(runs, items, columns, ceiling)
     bounds = bounds_of(rows, matrices, columns)
     task_unit = pick_unit([column.unit for column in columns if (column.role, column.split) == ("task", "test")])
+    probe_unit = pick_unit([column.unit for column in columns if column.role == "probe"])
     summary = {
         "schema": SCHEMA,
         "name": recipe.get("name") or folder.resolve().name,
@@ -152,12 +154,14 @@ def summary_of(folder: Path) -> dict[str, Any]:
         "tasks": tasks,
         "probes": [column.name for column in columns if column.role == "probe"],
         "task_unit": task_unit,
-        "probe_unit": pick_unit([column.unit for column in columns if column.role == "probe"]),
+        "probe_unit": probe_unit,
         "runs": runs,
         "methods": [
             entry | {"intransigence": intransigence_of(entry, bounds, columns, task_unit)} for entry in methods
         ],
-        "frontier": {moment: frontiers(methods, moment, samples[moment]) for moment in ("now", "end")},
+        "frontier": {
+            moment: frontiers(methods, moment, samples[moment], probe_unit or "") for moment in ("now", "end")
+        },
         "bounds": bounds,
         "where": [found for row in rows if (found := where_of(row, items.get(row["run_id"], []), columns))],
         "recipe": text,

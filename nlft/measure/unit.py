@@ -70,6 +70,21 @@ def show_loss(value: float | None, unit: str, with_unit: bool = True) -> str:
     return f"{number} {change_unit(unit)}" if with_unit else number
 
 
+def show_level(share: float) -> str:
+    """A level of normalised learning as text: `50 %`, `9.5 %`."""
+    return f"{_signless(100 * share, 1).removesuffix('.0')} %"
+
+
+def count(value: float | None) -> str:
+    """A count in three digits: 950, 12.3 k, 1.46 M."""
+    return "–" if value is None else _scaled(value, 1000, ("", " k", " M", " G", " T"))
+
+
+def size(value: float | None) -> str:
+    """Bytes in three digits."""
+    return "–" if value is None else _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
+
+
 def _missing(value: float | None) -> bool:
     return value is None or not math.isfinite(value)
 
@@ -77,3 +92,11 @@ def _missing(value: float | None) -> bool:
 def _signless(value: float, digits: int) -> str:
     text = f"{value:.{digits}f}"
     return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def _scaled(value: float, step: int, names: Sequence[str]) -> str:
+    place = 0
+    while abs(value) >= step and place < len(names) - 1:
+        value, place = value / step, place + 1
+    digits = 0 if place == 0 or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f}{names[place]}"

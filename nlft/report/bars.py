@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from nlft.measure.unit import change_unit, show_change
+from nlft.measure.unit import change_unit, show_change, show_level
 from nlft.report.findings import CAUSE_WORDS, CAUSES, causes_of, change_of
 from nlft.report.picture import GREY, Picture, grid_of, literal, looks_of, save_picture, scale_of, short, tidy_axes
 from nlft.report.rows import best_entries, columns_by
@@ -192,7 +192,7 @@ def _matched(summary: Summary) -> tuple[str, dict[str, float]]:
             forgetting = level["forgetting"]
             own = {name: forgetting[name] for name in looks_of(summary) if forgetting.get(name) is not None}
             if len(own) > len(best[1]) or (len(own) == len(best[1]) and moment == "end"):
-                best = (f"where {100 * level['level']:.0f} % was learned, {when}", own)
+                best = (f"where {show_level(level['level'])} was learned, {when}", own)
     return best
 
 

@@ -35,6 +35,7 @@ def write_html(summary: Summary, pictures: Pictures) -> str:
         summary=summary,
         paragraph=summary.get("paragraph") or summary["outcome"],
         facts=short_facts(summary),
+        tasks=_tasks(summary),
         sections=sections,
         charts=charts,
         paths=MARKER_PATHS,
@@ -45,6 +46,14 @@ def write_html(summary: Summary, pictures: Pictures) -> str:
         policy=f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
         "base-uri 'none'; form-action 'none'",
     )
+
+
+def _tasks(summary: Summary) -> str:
+    """The tasks in the order in which they were trained, or in how many orders."""
+    orders = list(dict.fromkeys(tuple(run["order"]) for run in summary["runs"] if run["status"] == "ok"))
+    if len(orders) > 1:
+        return f"tasks: {', '.join(summary['tasks'])} ({len(orders)} orders)"
+    return f"tasks in order: {' → '.join(orders[0] if orders else summary['tasks'])}"
 
 
 def _without_twins(pictures: Pictures, charted: bool) -> Pictures:

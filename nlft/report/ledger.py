@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nlft.measure.unit import show
-from nlft.report.rows import LONG, Grid, columns_by, count, label, seconds, size
+from nlft.measure.unit import count, show, size
+from nlft.report.rows import LONG, Grid, columns_by, label, seconds
 
 Summary = Mapping[str, Any]
 COSTS = (

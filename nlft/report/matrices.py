@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nlft.measure.unit import show
 from nlft.report.picture import Picture, file_name, literal, save_picture
-from nlft.report.rows import Grid, best_entries, setting
+from nlft.report.rows import Grid, best_entries, runs_of, setting
 
 Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -35,6 +35,16 @@ def matrix_grids(summary: Summary) -> list[Grid]:
     return [matrix_grid(summary, entry, text, folded) for entry, text in zip(entries, words, strict=False)]
 
 
+def order_words(summary: Summary, entry: Entry) -> str:
+    """Which runs a matrix is of, where the method has run in several orders of the tasks."""
+    orders = [run["order"] for run in runs_of(summary, entry)]
+    n = orders.count(entry["order"])
+    if n == len(orders):
+        return ""
+    runs = "The one run" if n == 1 else f"Mean over the {n} runs"
+    return f"{runs} of the order {' → '.join(entry['order'])}; other orders differ. "
+
+
 def matrix_grid(summary: Summary, entry: Entry, words: str = "", folded: bool = False) -> Grid:
     """The matrix of one method: stages × columns, the base first, the upper triangle too."""
     columns, R = summary["columns"], entry["matrix"] or []
@@ -45,6 +55,7 @@ def matrix_grid(summary: Summary, entry: Entry, words: str = "", folded: bool = 
     ]
     shades = shades_of(summary, np.array(R, dtype=float)) if R else np.empty((0, 0))
     levels = [[None if np.isnan(value) else float(value) for value in row] for row in shades]
+    words = (order_words(summary, entry) + words).strip()
     return Grid(head, body, words, setting(entry, summary, ", "), folded, levels, framed_of(summary, entry))
 
 
@@ -113,7 +124,7 @@ def draw_matrix(summary: Summary, entry: Entry, folder: Path, place: int = 0) ->
         figure,
         folder / f"{file_name('matrix', entry['method'], place)}.png",
         f"Scores of {entry['method']} after every task",
-        WORDS,
+        order_words(summary, entry) + WORDS,
         ["after", *[column["column"] for column in columns]],
         [[stage, *row] for stage, row in zip(stages, R.tolist(), strict=True)],
     )

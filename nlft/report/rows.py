@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nlft.measure.outcome import probes_meant, tasks_meant, tasks_of_unit
-from nlft.measure.unit import change_unit, is_bounded, show, show_change, show_loss
+from nlft.measure.unit import change_unit, count, is_bounded, show, show_change, show_level, show_loss, size
 
 Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -198,7 +198,7 @@ def matched_grid(summary: Summary, moment: str) -> Grid | None:
     head = ["method"]
     for level in matched:
         words = "at the largest that all reached, " if level["common"] else "at "
-        head.append(f"lost {words}{100 * level['level']:.0f} %")
+        head.append(f"lost {words}{show_level(level['level'])}")
     told = {entry["method"] for entry in summary["methods"] if entry.get("told_task")}
     body = [
         [
@@ -249,16 +249,6 @@ def _matched_cell(level: Mapping[str, Any], method: str, unit: str) -> str:
     return text + "".join(f"\n{part}" for part in small)
 
 
-def count(value: float | None) -> str:
-    """A count in three digits: 950, 12.3 k, 1.46 M."""
-    return "–" if value is None else _scaled(value, 1000, ("", " k", " M", " G", " T"))
-
-
-def size(value: float | None) -> str:
-    """Bytes in three digits."""
-    return "–" if value is None else _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
-
-
 def seconds(value: float | None) -> str:
     """A duration: 8.4 s, 95 s, 12 min, 3.1 h."""
     if value is None:
@@ -266,11 +256,3 @@ def seconds(value: float | None) -> str:
     if value < 120:
         return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
-
-
-def _scaled(value: float, step: int, names: Sequence[str]) -> str:
-    place = 0
-    while abs(value) >= step and place < len(names) - 1:
-        value, place = value / step, place + 1
-    digits = 0 if place == 0 or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:.{digits}f}{names[place]}"

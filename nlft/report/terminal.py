@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nlft.measure.outcome import tasks_of_unit
-from nlft.measure.unit import change_unit, is_bounded, show, show_change
+from nlft.measure.unit import change_unit, count, is_bounded, show, show_change
 from nlft.report.findings import short_facts
-from nlft.report.rows import columns_by, count, mark_of, means_of_tasks, seconds, steps_swept
+from nlft.report.rows import columns_by, mark_of, means_of_tasks, seconds, steps_swept
 
 Summary = Mapping[str, Any]
 MOST_PROBES = 3
@@ -24,7 +24,16 @@ def table(summary: Summary) -> Table:
     task_unit, probes = summary["task_unit"] or "", columns_by(summary, "probe")
     several = len(summary["tasks"]) > 1
     some = 0 < len(tasks_of_unit(summary)) < len(summary["tasks"])
-    more = [f"{means_of_tasks(summary)}."] * some + short_facts(summary)
+    mean_of = [probe for probe in probes if probe["unit"] == summary["probe_unit"]]
+    more = [f"{means_of_tasks(summary)}."] * some
+    part = MOST_PROBES < len(probes) != len(mean_of)
+    of = f"{len(mean_of)} of {len(probes)} probes" if part else f"{len(probes)} probes"
+    if part:
+        more.append(f"{of}: the mean of those in {change_unit(summary['probe_unit'])}; the others are in the report.")
+    more += short_facts(summary)
+    swept = any(steps_swept(entry, summary) for entry in summary["methods"])
+    if any("•" in mark_of(entry, summary) for entry in summary["methods"]):
+        more.append(f"• best rate{' and steps' * swept} of its method.")
     grid = Table(
         title=Text(f"{summary['name']} (Δ below zero: lost)"),
         caption=Text(" ".join([summary["outcome"], *more]), style="bold"),
@@ -32,13 +41,12 @@ def table(summary: Summary) -> Table:
         box=SIMPLE_HEAD,
         padding=0,
     )
-    swept = any(steps_swept(entry, summary) for entry in summary["methods"])
     mark = " %" if is_bounded(task_unit) else ""
     heads = ["method", "lr" + " × steps" * swept, f"learned\nnow{mark}"] + [f"learned\nat end{mark}"] * several
     if len(probes) <= MOST_PROBES:
         heads += [f"{probe['name']}\n{_change(probe['unit'])}" for probe in probes]
     else:
-        heads.append(f"{len(probes)} probes\n{_change(summary['probe_unit'])}")
+        heads.append(f"{of}\n{_change(summary['probe_unit'])}")
     heads += [f"earlier\ntasks {_change(task_unit)}"] * several + ["trained\nparams", "train\ntime"]
     for place, head in enumerate(heads):
         grid.add_column(Text(head), justify="left" if place == 0 else "right", overflow="fold")

@@ -91,6 +91,8 @@ def test_validate_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None
     assert any(line.startswith("tasks.law.train ") and "1 row of prompt/completion" in line for line in lines)
     assert any(line.startswith("tasks.law.seen ") and "a Hub dataset, not looked up" in line for line in lines)
     assert lines[-2].split() == ["compare", "2", "runs"]
+    out = call(capsys, "validate", "r.yaml", "methods.few={kind: few_shot}")[1]
+    assert ["methods.few", "few_shot"] in [line.split() for line in out.splitlines()], "no learning rate"
 
 
 @pytest.mark.parametrize(

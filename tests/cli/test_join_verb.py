@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nlft.cli import main
 from nlft.measure.items import read_runs
@@ -29,16 +30,31 @@ def call(*words: str) -> int:
 
 
 def test_folders_are_joined(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for name, limit in zip(folders, (64, 32), strict=True):
+        path = Path(name, "config.yaml")
+        recipe = yaml.safe_load(path.read_text())
+        recipe["tasks"][0]["train"] = {"path": "a.jsonl", "limit": limit}
+        path.write_text(yaml.safe_dump(recipe))
     assert call(*folders) == 0
     assert [row["method"] for row in read_runs(Path("runs/compare-one-two/runs.parquet"))] == ["lora", "slots"]
-    assert "Report: runs/compare-one-two/report.html" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Report: runs/compare-one-two/report.html" in said
+    assert "different train rows, so that learning compares rows too: tasks.a.train.limit is 64 in one and 32" in said
     assert call(*folders) == 0
     assert Path("runs/compare-one-two-2/report.html").is_file(), "an older report stays"
     assert call(*folders, "--out", "here") == 0 and call(*folders, "--out", "here") == 0
 
 
 def test_a_folder_and_something_else_are_no_join(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("one", "nothing") == 2
-    assert "override nothing: write it as key=value" in capsys.readouterr().err
+    Path("empty").mkdir()
+    for words, said in (
+        (("one", "nothing"), "'nothing' does not exist."),
+        (("one", "empty"), "'empty' holds no finished run: it has no runs.parquet."),
+        (("nothing", "two"), "'nothing' does not exist."),
+        (("one", "two", "--jobs", "0"), "--jobs: 0 is no number of runs."),
+    ):
+        assert call(*words) == 2
+        assert said in capsys.readouterr().err
+    assert not Path("runs").exists()
     assert call("one", "one") == 2
     assert "is given twice" in capsys.readouterr().err

@@ -78,7 +78,7 @@ def test_reading_between_points_is_linear(level: float, lost: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "why"), [(0.81, "learned at most 0.80"), (0.49, "learned at least 0.50; add a smaller learning rate")]
+    ("level", "why"), [(0.81, "learned at most 80 %"), (0.49, "learned at least 50 %; add a smaller learning rate")]
 )
 def test_nothing_is_extrapolated(level: float, why: str) -> None:
     reading = read_envelope(lower_envelope(SWEEP), level)
@@ -118,16 +118,22 @@ def test_the_area_is_the_mean_over_the_range() -> None:
         (0.1, 0.5, ""),
         (0.25, 0.65, ""),
         (0.02, 0.2, ""),
-        (0.01, math.nan, "lost at least 0.02; add a smaller learning rate"),
+        (0.01, math.nan, "lost at least 2 points; add a smaller learning rate"),
         (0.4, 0.8, "the sweep ends within the budget: it may be more"),
         (0.5, 0.8, "the sweep ends within the budget: it may be more"),
     ],
 )
 def test_the_most_that_is_learned_within_a_budget(budget: float, learned: float, why: str) -> None:
     curve = [(0.2, 0.02), (0.4, 0.08), (0.5, 0.1), (0.8, 0.4)]
-    found = most_within(curve, budget)
+    found = most_within(curve, budget, "fraction")
     assert found.why == why and found.value == pytest.approx(learned, nan_ok=True)
-    assert most_within([], budget).why == "no finished run"
+    assert most_within([], budget, "fraction").why == "no finished run"
+
+
+def test_a_loss_is_given_in_the_unit_of_the_probes() -> None:
+    """1.25 points, where the budget's column says 1.0 points."""
+    for unit, said in (("fraction", "1.25 points"), ("nats/token", "0.0125 nats/token")):
+        assert most_within([(0.2, 0.0125)], 0.01, unit).why == f"lost at least {said}; add a smaller learning rate"
 
 
 def test_the_reference_is_the_better_plain_method() -> None:

@@ -49,7 +49,7 @@ def test_areas_and_budgets_by_hand(planted: Planted) -> None:
     one, five, ten = found["within_budget"]
     assert [one["budget"], five["budget"], ten["budget"]] == [0.01, 0.05, 0.1]
     assert one["methods"]["full"]["value"] is None
-    assert one["methods"]["full"]["why"] == "lost at least 0.1; add a smaller learning rate"
+    assert one["methods"]["full"]["why"] == "lost at least 10 points; add a smaller learning rate"
     assert one["methods"]["memory"]["value"] == pytest.approx(0.45)
     assert five["methods"]["memory"]["value"] == pytest.approx(0.65)
     assert ten["methods"]["full"]["value"] == pytest.approx(0.2)

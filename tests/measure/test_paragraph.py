@@ -38,8 +38,8 @@ def test_who_learned_who_lost_how_sure_and_what_it_costs(planted: Planted) -> No
         "2 methods learned 1 task in sequence; at the end, full had learned most (90.0 % on the tasks, from 0.0 %) and "
         "memory least (80.0 %). Of the 2 that can be read where 80 % was learned (at the end), memory lost 10.0 points "
         "(least) and full lost 30.0 points (most, the reference) on the probe g. All this rests on one seed and one "
-        "order, so that nothing is known of others. A run costs: memory 2.5 MB stored and 30 s of training; full 5 MB "
-        "stored and 4 min of training."
+        "order, so that nothing is known of others. A run costs: memory 2.38 MiB stored and 30 s of training; full "
+        "4.77 MiB stored and 4 min of training."
     )
 
 
@@ -56,6 +56,21 @@ def test_the_words_are_the_same_whoever_wins(planted: Planted, tmp_path: Path) -
     assert "memory lost 12.5 points (least, 95 % " in ours
     assert "full lost 32.5 points (most, the reference, 95 % " in ours
     assert "full lost 12.5 points (least, the reference, 95 %" in theirs and "memory lost 32.5 points (most, " in theirs
+
+
+def test_who_shares_a_place_is_not_alone_in_it(planted: Planted) -> None:
+    """Values that print alike are one place: the most learned, the least, the least lost."""
+    near = [(1.0, 0.4, 0.1), (2.0, 0.8, 0.1001)]
+    gentle = [swept("memory", GENTLE, "sparse_memory"), swept("slots", near, "sparse_memory")]
+    text = said(planted, swept("full", HARSH), *gentle, swept("cms", GENTLE, "cms"))
+    assert "full had learned most (90.0 % on the tasks, from 0.0 %) and memory and 2 others least (80.0 %)." in text
+    assert "memory lost 10.0 points (least with 2 others) and full lost 30.0 points (most, the reference)" in text
+
+
+def test_who_learned_the_same_has_no_rank(planted: Planted) -> None:
+    text = said(planted, swept("full", GENTLE), swept("memory", GENTLE, "sparse_memory"))
+    assert "at the end, memory and full had learned the same (80.0 % on the tasks, from 0.0 %)." in text
+    assert "full lost 10.0 points (the reference) and memory lost 10.0 points on" in text
 
 
 def test_a_difference_that_may_be_none_is_said(planted: Planted) -> None:
@@ -108,9 +123,9 @@ def test_of_many_methods_the_outcome_names_some(planted: Planted) -> None:
         "cannot be read there."
     )
     (level,) = (level for level in summary["frontier"]["end"]["matched"] if level["common"])
-    assert level["why"] == {"gifted": "learned at most 0.75"}
+    assert level["why"] == {"gifted": "learned at most 75 %"}
     lower = next(level for level in summary["frontier"]["end"]["matched"] if level["level"] == 0.5)
-    assert lower["why"] == {"gifted": "learned at least 0.75"}, "who trains nothing has no rate to make smaller"
+    assert lower["why"] == {"gifted": "learned at least 75 %"}, "who trains nothing has no rate to make smaller"
 
 
 def test_of_many_methods_that_share_no_learning_some_are_named(planted: Planted) -> None:

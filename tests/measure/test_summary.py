@@ -112,7 +112,7 @@ def test_forgetting_at_matched_learning(planted: Planted) -> None:
     matched = {round(level["level"], 6): level for level in summary["frontier"]["end"]["matched"]}
     assert list(matched) == [0.5, 0.7, 0.9] and matched[0.7]["common"]
     assert matched[0.5]["forgetting"] == {"full": pytest.approx(0.15), "lora": None, "memory": pytest.approx(0.0)}
-    assert matched[0.5]["why"] == {"lora": "learned at least 0.60; add a smaller learning rate"}
+    assert matched[0.5]["why"] == {"lora": "learned at least 60 %; add a smaller learning rate"}
     level = matched[0.7]
     assert level["forgetting"] == pytest.approx({"full": 0.25, "lora": 0.4 + 0.1 / 3, "memory": 0.05})
     assert level["reference"] == "full" and level["ratio"]["memory"] == pytest.approx(0.2)
@@ -210,7 +210,7 @@ def test_methods_are_compared_without_a_reference(planted: Planted) -> None:
     runs += swept("replay", [(1, 0.4, 0.2), (2, 0.7, 0.2)], "lora", config='{"replay": {"ratio": 0.5}}')
     said = summarise(planted(runs, ONE, 100))["outcome"]
     assert said.startswith("Where memory and replay had learned 70 % of what could be learned (at the end), memory ")
-    assert "full (learned at most 0.20) cannot be read there; there is no full finetuning or LoRA without" in said
+    assert "full (learned at most 20 %) cannot be read there; there is no full finetuning or LoRA without" in said
 
 
 def test_a_method_without_a_finished_run_is_named(planted: Planted) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nlft.measure.unit import show, show_change, show_loss
-from nlft.report.rows import count, seconds, setting, size
+from nlft.measure.unit import count, show, show_change, show_level, show_loss, size
+from nlft.report.rows import seconds, setting
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,9 @@ from nlft.report.rows import count, seconds, setting, size
         (show_change(0.0081, "nats/token", False), "+0.008"),
         (show_change(0.0, "nats/token"), "0.000 nats/token"),
         (show_loss(-0.5, "bits/byte"), "−0.500 bits/byte"),
+        (show_level(0.5), "50 %"),
+        (show_level(0.09541), "9.5 %"),
+        (show_level(0.7000000001), "70 %"),
         (count(950), "950"),
         (count(12_345), "12.3 k"),
         (count(1_460_000), "1.46 M"),
