@@ -187,7 +187,7 @@ class Fit:
     base: FrozenBase
     model: Any
     lr: float
-    loss: float
+    loss: float | None
     validation: float
 
 
