@@ -6,7 +6,7 @@
 # Variables:
 #   PYTHON=python3.12     the interpreter behind .venv (3.10 or newer)
 #   TORCH=torch==2.12.1   another torch than the pinned one: anything `pip install` takes, a wheel's path too
-#   PYTEST_FLAGS="-n 8"   flags for pytest; two processes by default
+#   PYTEST_FLAGS="-n 8"   flags for pytest; a process for every core by default, four at most
 #
 # A machine that has the right torch already (a GPU image, a cluster module) lends it to .venv, and nothing
 # of torch is fetched:
@@ -16,7 +16,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_FLAGS ?=
 TORCH ?=
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n auto --maxprocesses 4
 
 BIN := $(VENV)/bin
 PINS := $(VENV)/constraints.txt

@@ -11,6 +11,7 @@ import pytest
 
 from nlft.cli import main
 from nlft.config import Recipe
+from nlft.measure.items import write_runs
 from nlft.recipes import find_recipe, load_recipe, recipe_files
 from nlft.suites import suite_files
 
@@ -104,6 +105,7 @@ def test_demo_never_writes_into_an_old_folder(
         calls.append((recipe.train.steps, out))
         out.mkdir(parents=True)
         (out / "summary.json").write_text(json.dumps({"folder": str(out), "runs": []}))
+        write_runs(out / "runs.parquet", [{"run_id": "full", "status": "ok"}])
         return out
 
     monkeypatch.setitem(sys.modules, "nlft.compare", types.SimpleNamespace(compare=compare))
