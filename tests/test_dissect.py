@@ -176,6 +176,7 @@ def test_everything_is_afterwards_as_before(trained: Callable[[str], Path], meth
         assert facts["overlap"]["jaccard"][0][0] == 1.0 and facts["overlap"]["jaccard"][0][1] < 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_without_all_parts_the_model_is_the_base(trained: Callable[[str], Path], method: str) -> None:
     study = study_of(trained(method))

@@ -49,6 +49,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "ia3": {"kind": "lora", "lr": 1e-1, "peft_type": "IA3", "peft": {}},
     "few_shot": {"kind": "few_shot", "shots": 2},
 }
+RARE = ("cms_l2sp", "slots_l2sp", "osf_merged", "pissa", "ia3")
+"""Near relations of other kinds, run with the slow tests."""
 CHANGING = ("full_l2sp_ewc", "merged", "osf_merged", "corda", "pissa")
 
 
@@ -73,7 +75,7 @@ def cut_and_resumed(whole: Path, cut: Path, recipe: Any, method: str) -> Path:
     return run_method(recipe, method, cut, resume=True, report=False)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=[pytest.mark.slow] * (name in RARE)) for name in METHODS])
 def test_a_run_learns_and_resumes_bit_equal(recipe: Callable[..., Any], method: str, tmp_path: Path) -> None:
     setting = recipe(methods=METHODS)
     whole = run_method(setting, method, tmp_path / "whole", report=False)

@@ -41,6 +41,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "gated": {**SMALL, **GATED},
     "gated_pretrained": {**SMALL, "init": "pretrained", "replay": {"source": "background"}, **GATED},
 }
+RARE = ("rate", "shuffled", "gated_pretrained", "pretrained")
+"""Near relations of other kinds, run with the slow tests."""
 ROWS = [Encoded([5 + i, 9, 20 + i, 31, 7 + i, 40], [0, 9, 20 + i, 31, 7 + i, 40], 1) for i in range(12)]
 
 
@@ -48,7 +50,7 @@ def config(**fields: Any) -> CmsConfig:
     return CmsConfig.model_validate({**SMALL, **fields})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=[pytest.mark.slow] * (name in RARE)) for name in METHODS])
 def test_a_run_keeps_the_base_and_resumes_bit_equal(recipe: Callable[..., Any], method: str, tmp_path: Path) -> None:
     whole = run_method(recipe(methods=METHODS), method, tmp_path / "whole", report=False)
     (row,) = read_runs(whole / "runs.parquet")
