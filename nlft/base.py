@@ -166,6 +166,11 @@ def without_adapter(model: Any) -> AbstractContextManager[object]:
     return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
 
 
+def in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """The model in a dtype; untouched where it has it, for a cast would round buffers that are kept in float32."""
+    return model if model.dtype == dtype else model.to(dtype)
+
+
 def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Every parameter and buffer, under the name that it had before PEFT wrapped the model."""
     root: Any = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model

@@ -12,6 +12,7 @@ from nlft.dissect.study import ROWS, Study, spread
 from nlft.measure.identity import Identity, tell_classes
 from nlft.measure.isolation import evaluating
 from nlft.measure.kl import divergence
+from nlft.measure.likelihood import by_length
 from nlft.pathways.reads import count_reads
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.task import TaskPeftConfig
@@ -125,14 +126,8 @@ def changed_tokens(study: Study) -> dict[str, float] | None:
 
 def small_batches(rows: Sequence[Encoded], pad_id: int) -> Iterator[Batch]:
     """Batches of at most `TOKENS` tokens, padding included."""
-    batch: list[Encoded] = []
-    for row in sorted(rows, key=lambda one: len(one.ids)):
-        if batch and len(row.ids) * (len(batch) + 1) > TOKENS:
-            yield collate(batch, pad_id)
-            batch = []
-        batch.append(row)
-    if batch:
-        yield collate(batch, pad_id)
+    for chosen in by_length([len(row.ids) for row in rows], ROWS, TOKENS):
+        yield collate([rows[place] for place in chosen], pad_id)
 
 
 def exceeding(study: Study, network: Any, batch: Batch) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from nlft.base import FrozenBase, load_base
+from nlft.base import FrozenBase, in_dtype, load_base
 from nlft.config import Recipe
 from nlft.methods.protocol import Method
 from nlft.prepare import Prepared
@@ -36,9 +36,8 @@ class Study:
         """The base as it was: a second copy where the method has trained the first, in its dtype."""
         if not self.learner.changes_base:
             return self.base
-        fresh, dtype = load_base(self.recipe.base), next(self.model.parameters()).dtype
-        if fresh.model.dtype != dtype:  # a cast to the same would round buffers that are kept in float32
-            fresh.model.to(dtype)
+        fresh = load_base(self.recipe.base)
+        in_dtype(fresh.model, next(self.model.parameters()).dtype)  # in place, as all of torch's casts of modules
         return fresh
 
     def score(self, prepared: Prepared, called: Condition, under: Condition = "on") -> list[Item]:

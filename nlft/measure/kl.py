@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from nlft.base import in_dtype
 from nlft.data.batch import collate
 from nlft.data.template import Encoded
 from nlft.errors import NlftError
@@ -72,8 +73,6 @@ def _base_of(model: Any, reference: Reference | None) -> Iterator[Callable[[Any,
 
         yield switched_off
         return
-    base, first = reference(), next(model.parameters())
-    if base.dtype != first.dtype:  # a cast to the same would round buffers that are kept in float32
-        base = base.to(first.dtype)
+    base = in_dtype(reference(), next(model.parameters()).dtype)
     with evaluating(base):
         yield lambda batch, kept: logits_at(base, batch, kept)

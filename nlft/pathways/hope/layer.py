@@ -117,11 +117,13 @@ class HopeCore(nn.Module):
         parts, tail = self.convolve(x, state["tail"], attended)
         reads, behind, surprise = self.memory.run(state, parts, x, keeper.now.learns, attended=attended)
         keeper.keep(self.block, {**behind, "tail": tail})
-        reads, surprise = reads.transpose(1, 2).flatten(2), surprise.norm(dim=1)
+        reads, back = reads.transpose(1, 2).flatten(2), None
         if order is not None:
             back = order.argsort(dim=1)
-            reads, surprise = select(reads, back), select(surprise, back)
-        keeper.note_surprise(self.block, surprise)
+            reads = select(reads, back)
+        if keeper.watched:
+            surprise = surprise.norm(dim=1)
+            keeper.note_surprise(self.block, surprise if back is None else select(surprise, back))
         return reads
 
     def convolve(
