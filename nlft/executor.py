@@ -63,7 +63,9 @@ def run_cells(cells: list[Cell], work: Work, jobs: int, console: Console) -> Ite
     """Yields how each cell ended, in the order of ending.
 
     Args:
-        jobs: processes; 1 runs all here. They share the cores, and each holds a base.
+        jobs: processes; 1 runs all here. They share the cores, and each holds a base. A cell's scores are the same for
+            any number of them up to the last bits, and bit for bit where the threads of a process stay the same, as
+            with OMP_NUM_THREADS=1.
     """
     if jobs == 1:
         for cell in cells:
@@ -72,7 +74,8 @@ def run_cells(cells: list[Cell], work: Work, jobs: int, console: Console) -> Ite
     begun: Counter[str] = Counter()
     while cells:
         left = {cell.name: cell for cell in cells}
-        threads = max(1, cores() // jobs)
+        # No more than this process has: sums in another number of parts end in other bits, and OMP_NUM_THREADS counts.
+        threads = max(1, min(torch.get_num_threads(), cores() // jobs))
         given = work, threads, list(warnings.filters)
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=set_up, initargs=given)

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 from rich.console import Console
 
 from nlft.compare import compare
@@ -31,8 +32,18 @@ def runs_of(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in MACHINE} for row in rows]
 
 
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Here and in processes begun from here: sums over another number of threads end in other bits."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_killed_and_begun_again_equals_uninterrupted(
-    recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
     monkeypatch.setattr("nlft.compare.write_report", lambda out: None)
     chosen = recipe(methods=METHODS, train={"steps": 20, "batch_size": 8})
