@@ -28,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from nlft.sessions import session
 
         return session
+    if name == "Learner":
+        from nlft.learner import Learner
+
+        return Learner
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,21 +2,64 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
+Example = Callable[..., list[str]]
 
 
-def test_load_with_peft(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "load_with_peft.py"), str(tmp_path)]
+@pytest.fixture
+def example(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Example:
+    """`example(name, *words)` runs a script in this process and gives the lines that it prints."""
+
+    def run(name: str, *words: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out.strip().splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_they_are_short_and_tested(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    assert f'example("{path.name}"' in Path(__file__).read_text(encoding="utf-8")
+
+
+def test_load_with_peft(example: Example, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "of.before").touch()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = [line.split(" | ") for line in done.stdout.strip().splitlines()]
+    lines = [line.split(" | ") for line in example("load_with_peft.py", str(tmp_path))]
     assert len(lines) == 3
     wanted = [line[0].split(" … ")[1] for line in lines]
     assert [line[2].removeprefix("adapted: ") for line in lines] == wanted
     assert [line[1].removeprefix("base: ") for line in lines] != wanted
+
+
+def test_peft_in_ten_lines(example: Example, tmp_path: Path) -> None:
+    [line] = example("peft_in_ten_lines.py", str(tmp_path / "adapter"))
+    base, adapted = (float(part.split()[-1]) for part in line.split(": ")[1].split(", "))
+    assert adapted < base / 2
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in (tmp_path / "adapter").iterdir()}
+
+
+def test_hf_trainer(example: Example) -> None:
+    lines = [line for line in example("hf_trainer.py") if " | wanted: " in line]
+    assert len(lines) == 4
+    for line in lines:
+        said, wanted = line.split(" | wanted: ")
+        assert said.endswith(f"… {wanted}")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_trl_sft(example: Example) -> None:
+    *_, stories, questions = example("trl_sft.py")
+    assert stories.endswith(": 40 of 40") and questions.endswith(": 0 of 40")

@@ -31,6 +31,7 @@ LAYERS = (
     ("pathways",),
     ("retain",),
     ("methods",),
+    ("learner",),
     ("peak",),
     ("train",),
     ("checkpoint",),

@@ -1,0 +1,71 @@
+"""A method for a loop of one's own does what `nlft train` does around its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+import nlft
+from nlft.base import load_base
+from nlft.config import BaseConfig
+from nlft.data.domain import load_domains
+from nlft.errors import NlftError
+from nlft.events import Events
+from nlft.run import run_method
+from nlft.train import train_stage
+
+MEMORY = {"kind": "sparse_memory", "slots": 100, "kmeans_steps": 3}
+
+
+def records(rows: Any) -> list[dict[str, str]]:
+    """Rows as a file would hold them."""
+    return [
+        {"cluster": row.cluster}
+        | ({"prompt": row.prompt, "completion": row.completion} if row.prompt else {"text": row.completion})
+        for row in rows
+    ]
+
+
+def test_its_tasks_are_those_of_a_run_bit_for_bit(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    chosen = recipe(methods={"memory": {**MEMORY, "lr": 0.3}}, probes=[])
+    run_method(chosen, "memory", tmp_path / "run", report=False)
+    domains = load_domains(chosen)
+    base = load_base(BaseConfig())
+    learner = nlft.Learner(base.model, base.tokenizer, **MEMORY)
+    background = records(domains.background)
+    loop: dict[str, Any] = {"pad_id": 0, "label": "t", "events": Events(None), "console": Console(quiet=True)}
+    for stage, task in enumerate(domains.tasks, start=1):
+        with learner.task(task.name, records(task.train), background, n_tasks=2) as model:
+            rows = learner.encode(records(task.train))
+            train_stage(model, learner.method, rows, chosen.train, steps=6, lr=0.3, stage=stage, **loop)
+    learner.model.save_pretrained(tmp_path / "own")
+    wanted, found = (
+        load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "run" / "adapter", tmp_path / "own")
+    )
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+    again = learner.task("people", background, background)
+    with pytest.raises(NlftError, match="'people' has been learned already"), again:
+        pass
+
+
+def test_what_is_wrong_is_said(make_model: Callable[..., Any]) -> None:
+    with pytest.raises(NlftError, match=r"slots: Input should be greater than or equal to 1; slot: Extra inputs"):
+        nlft.Learner(make_model("llama"), None, kind="sparse_memory", slots=0, slot=3)
+    with pytest.raises(NlftError, match="fields are wrong: kind:"):
+        nlft.Learner(make_model("llama"), None, kind="memory")
+    base = load_base(BaseConfig())
+    learner = nlft.Learner(base.model, base.tokenizer, **MEMORY)
+    with (
+        pytest.raises(NlftError, match="'one' of a sparse_memory method needs `background`"),
+        learner.task("one", [{"text": "a"}]),
+    ):
+        pass
+    with pytest.raises(NlftError, match="layout of the columns is unknown"), learner.task("one", []):
+        pass
