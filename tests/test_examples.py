@@ -63,3 +63,9 @@ def test_hf_trainer(example: Example) -> None:
 def test_trl_sft(example: Example) -> None:
     *_, stories, questions = example("trl_sft.py")
     assert stories.endswith(": 40 of 40") and questions.endswith(": 0 of 40")
+
+
+def test_session_memory(example: Example) -> None:
+    line = example("session_memory.py", "60")[-1]
+    before, after = (int(word) for word in line.replace(",", "").split() if word.isdecimal() and word != "20")
+    assert before <= 3 and after >= before + 5
