@@ -18,10 +18,12 @@ Summary = Mapping[str, Any]
 def write_markdown(summary: Summary, pictures: Pictures) -> str:
     """The report as Markdown; pictures are linked beside it, text from files is escaped."""
     base = summary["base"]
-    parts = [f"# {_text(summary['name'])}", f"**{_text(summary.get('paragraph') or summary['outcome'])}**"]
-    parts += [_text(fact) for fact in short_facts(summary)]
+    parts = [f"# {plain_text(summary['name'])}", f"**{plain_text(summary.get('paragraph') or summary['outcome'])}**"]
+    parts += [plain_text(fact) for fact in short_facts(summary)]
     parts.append(
-        f"Base: {_text(base['model'])}" + (f", revision {_text(base['revision'])}." if base["revision"] else ".")
+        f"Base: {plain_text(base['model'])}"
+        + (f" + adapter {plain_text(base['adapter'])}" if base.get("adapter") else "")
+        + (f", revision {plain_text(base['revision'])}." if base["revision"] else ".")
     )
     for section in sections_of(summary, pictures):
         parts.append(f"## {section.title}")
@@ -31,13 +33,13 @@ def write_markdown(summary: Summary, pictures: Pictures) -> str:
 
 def _part(part: Grid | Picture | Words | Code) -> str:
     if isinstance(part, Picture):
-        return f"![{_text(part.title)}](figures/{part.png.name})\n\n{_text(part.words)}"
-    title = f"### {_text(part.title)}\n\n" if part.title else ""
+        return f"![{plain_text(part.title)}](figures/{part.png.name})\n\n{plain_text(part.words)}"
+    title = f"### {plain_text(part.title)}\n\n" if part.title else ""
     if isinstance(part, Grid):
-        return title + _grid(part)
+        return title + grid_text(part)
     if isinstance(part, Code):
-        return title + _fenced(part.text.rstrip())
-    return title + "\n".join(f"- {_text(_stop(line))}" for _, line in part.lines)
+        return title + fenced_text(part.text.rstrip())
+    return title + "\n".join(f"- {plain_text(_stop(line))}" for _, line in part.lines)
 
 
 def _stop(line: str) -> str:
@@ -45,24 +47,25 @@ def _stop(line: str) -> str:
     return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
-def _grid(grid: Grid) -> str:
+def grid_text(grid: Grid) -> str:
+    """A table with its caption."""
     lines = [_line(grid.head), "|---" + "|---:" * (len(grid.head) - 1) + "|", *[_line(row) for row in grid.body]]
-    return "\n".join(lines) + (f"\n\n{_text(grid.caption)}" if grid.caption else "")
+    return "\n".join(lines) + (f"\n\n{plain_text(grid.caption)}" if grid.caption else "")
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_text(cell) for cell in cells)} |"
+    return f"| {' | '.join(plain_text(cell) for cell in cells)} |"
 
 
-def _text(text: str | None) -> str:
+def plain_text(text: str | None) -> str:
     """Text that Markdown and HTML renderers show as it is, on one line."""
     line = " ".join(str(text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", line)
 
 
-def _fenced(text: str) -> str:
+def fenced_text(text: str, language: str = "yaml") -> str:
     """A code block that the text cannot end."""
     longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}yaml\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"
