@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -16,14 +17,12 @@ from nlft.base import UNREADABLE
 from nlft.checkpoint import PARTIAL, disk_error, holds_nothing, write_folder
 from nlft.config import Recipe
 from nlft.errors import CheckpointError, NlftError, reason
+from nlft.found_recipe import EXPORTED, own_recipe
+from nlft.pathways.header import CONFIG, WEIGHTS, WHOLE, check_config_file, read_header
 from nlft.pathways.layout import check_layout
 from nlft.pathways.lifecycle import Adapter, kind_of, place_of
-from nlft.pathways.task import TaskPeftConfig
+from nlft.pathways.task import TaskPeftConfig, local_weights
 from nlft.recipes import load_recipe
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""The files that PEFT writes."""
-WHOLE = "Take a whole copy of the adapter."
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -48,6 +47,15 @@ def read_config(folder: Path) -> PeftConfig:
     Raises:
         CheckpointError: they cannot be read.
     """
+    try:
+        kind = check_config_file(folder)["peft_type"]
+    except NlftError as error:
+        raise CheckpointError(error.message, error.hint) from error
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise CheckpointError(
+            f"{folder / CONFIG}: peft_type {kind!r} is no kind of adapter that PEFT or nlft knows.",
+            "Update both, or take another adapter.",
+        )
     try:
         return PeftConfig.from_pretrained(str(folder))
     except UNREADABLE as error:
@@ -78,23 +86,38 @@ def read_adapter(folder: Path, apart: bool = True) -> Adapter:
             " be listed, removed, joined or tuned.",
             "Train it with `gate: prototype`, which gives every task a part of its own.",
         )
-    if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{folder} has no {WEIGHTS}.", WHOLE)
     try:
+        check_tensors(folder, config)
         tensors = load_file(folder / WEIGHTS)
+    except NlftError as error:
+        raise CheckpointError(error.message, error.hint) from error
     except UNREADABLE as error:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged: {reason(error)}", WHOLE) from error
-    found = {place.task for key in tensors if (place := place_of(key)) is not None}
-    listed = len(config.tasks) if config.keeps_tasks_apart else len(found & {0})  # Hope's part has no number
-    if found != set(range(listed)):
-        raise CheckpointError(
-            f"{folder} is damaged: {CONFIG} lists {listed} tasks, and {WEIGHTS} holds {len(found)}.", WHOLE
-        )
     try:
         check_layout(config, tensors)
     except NlftError as error:
         raise CheckpointError(f"{folder} is damaged: {error.message}", WHOLE) from error
     return Adapter(config, tensors)
+
+
+def check_tensors(folder: Path, config: TaskPeftConfig) -> None:
+    """Compares the header of an adapter's tensors with its settings, before anything is read into memory.
+
+    Raises:
+        NlftError: there is no such file, it is damaged, or its names, shapes and dtypes are not those of the settings.
+    """
+    weights = local_weights(folder)
+    if weights is None:
+        raise NlftError(f"{folder} has no {WEIGHTS}.", WHOLE)
+    described = read_header(weights)
+    found = {place.task for key in described if (place := place_of(key)) is not None}
+    listed = len(config.tasks) if config.keeps_tasks_apart else len(found & {0})  # Hope's part has no number
+    if found != set(range(listed)):
+        raise NlftError(f"{folder} is damaged: {CONFIG} lists {listed} tasks, and {WEIGHTS} holds {len(found)}.", WHOLE)
+    try:
+        check_layout(config, described)
+    except NlftError as error:
+        raise NlftError(f"{folder} is damaged: {error.message}", WHOLE) from error
 
 
 def write_adapter(
@@ -179,31 +202,15 @@ def check_no_stage(folder: Path) -> None:
         )
 
 
-def own_recipe(file: Path, console: Console | None = None) -> Recipe:
-    """The recipe that lies beside an adapter. Nobody has named it, so no code runs because it asks for that.
-
-    Raises:
-        RecipeError: it cannot be read.
-    """
-    recipe = load_recipe(str(file), [])
-    if recipe.base.trust_remote_code and console is not None:
-        console.print(
-            f"{file} asks for base.trust_remote_code, which is left off: the file was found, not named. Name it with"
-            " --recipe if you trust that code.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    return recipe.model_copy(update={"base": recipe.base.model_copy(update={"trust_remote_code": False})})
-
-
 def recipe_of(folder: Path, recipe: str | None, console: Console | None = None) -> Recipe | None:
-    """The recipe that is named, else the one of the run that the adapter lies in, if it lies in one.
+    """The recipe that is named, else the one of the run that the adapter lies in, or of an exported directory.
 
     Raises:
-        RecipeError: it cannot be read.
+        RecipeError: it cannot be read, or an exported one asks for what it may not.
     """
     if recipe is not None:
         return load_recipe(recipe)
-    own = folder.parent / "config.yaml"
-    return own_recipe(own, console) if folder.name == "adapter" and own.is_file() else None
+    own = folder / EXPORTED
+    if folder.name == "adapter" and not own.is_file():
+        own = folder.parent / "config.yaml"
+    return own_recipe(own, console) if own.is_file() else None

@@ -67,7 +67,8 @@ def test_in_place_all_else_stays(adapter: Path) -> None:
 def test_a_link_is_replaced_and_not_followed(adapter: Path, tmp_path: Path) -> None:
     """As in the Hub's cache, where a file is a link to a blob that others share."""
     weights = adapter / "adapter_model.safetensors"
-    blob = weights.rename(tmp_path / "blob")
+    (tmp_path / "blobs").mkdir()
+    blob = weights.rename(tmp_path / "blobs" / "sha256")
     weights.symlink_to(blob)
     before = blob.read_bytes()
     write_adapter(without_tasks(read_adapter(adapter), ["people"]), adapter)
@@ -116,8 +117,8 @@ def test_damage_is_found_before_anything_is_made(adapter: Path, read: str) -> No
     save_file({**tensors, key: tensors[key] * torch.nan}, weights)
     fails(r"tasks.0.values holds a number that is not finite")
     save_file(tensors, weights)
-    config.write_text(json.dumps({**settings, "tasks": [["people", 10**12], ["ships", 20]]}))
-    fails(r"has the shape \[20.*\], and \[1000000000000.*\] is needed")
+    config.write_text(json.dumps({**settings, "tasks": [["people", 10**7], ["ships", 20]]}))
+    fails(r"has the shape \[20.*\], and \[10000000.*\] is needed")
     config.write_text(json.dumps({**settings, "tasks": [["people\x1b[2J", 20], ["ships", 20]]}))
     fails(r"adapter_config.json: tasks: .* is no name of a task")
     provenance = {"people": {"status": "[bold]", "reads": 3}}

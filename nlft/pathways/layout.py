@@ -33,6 +33,9 @@ Shapes = dict[str, tuple[int, ...]]
 def check_layout(config: TaskPeftConfig, tensors: Mapping[str, torch.Tensor]) -> None:
     """Compares stored tensors with what a config says of them.
 
+    Args:
+        tensors: with their values, or on the meta device, where shapes and dtypes alone are compared.
+
     Raises:
         NlftError: naming the first key that is missing, unknown, of another shape or dtype, or not finite.
     """
@@ -78,9 +81,23 @@ def by_module(
         parts = KEY.fullmatch(key)
         if parts is not None and parts[2] in (*layer.adapter_layer_names, GATES):
             found.setdefault((parts[1], parts[2]), {})[parts[3]] = tensor
-        elif not config.modules_to_save:  # whose weights have names of their own
+        elif not is_saved_module(config, key):
             raise NlftError(f"{key} belongs to no part of it.")
     return found
+
+
+def is_saved_module(config: TaskPeftConfig, key: str) -> bool:
+    """Whether a stored name belongs to a module that PEFT trains and saves beside the pathway.
+
+    A name that PEFT gives to the base's own tensors does not, or an adapter could overwrite its base.
+    """
+    parts = key.removeprefix("base_model.model.").split(".")
+    if {"base_layer", "original_module"} & set(parts):
+        return False
+    if config.trainable_token_indices and any(part.startswith(("trainable_tokens", "token_adapter")) for part in parts):
+        return True
+    paths = [f".{'.'.join(parts[:end])}" for end in range(1, len(parts))]
+    return any(path.endswith(f".{name}") for name in config.modules_to_save or [] for path in paths)
 
 
 def check_sizes(config: TaskPeftConfig, cores: set[str]) -> None:
@@ -193,7 +210,7 @@ def compare(where: str, own: Mapping[str, torch.Tensor], wanted: Shapes) -> None
         if (tensor.dtype != torch.int64) if last == "rows" else not tensor.is_floating_point():
             kind = "int64" if last == "rows" else "a float"
             raise NlftError(f"{where}.{name} is {show(tensor.dtype)}, and {kind} is needed.")
-        if last == "rows":
+        if last == "rows" or tensor.is_meta:
             continue
         numbers = tensor[tensor != torch.inf] if last in MAY_BE_INFINITE else tensor
         if not bool(torch.isfinite(numbers).all()):
@@ -208,7 +225,7 @@ def check_rows(config: SparseMemoryPeftConfig, where: str, own: Mapping[str, tor
     """
     table = config.half_keys**2
     for name, rows in own.items():
-        if not name.endswith(".rows") or not len(rows):
+        if not name.endswith(".rows") or not len(rows) or rows.is_meta:
             continue
         if bool((rows[1:] <= rows[:-1]).any()):
             raise NlftError(f"{where}.{name} is not in rising order.")

@@ -148,7 +148,7 @@ def check_composable(adapter: Adapter, other: Adapter) -> None:
         raise NlftError("The adapters were made for bases with other weights.", "Use adapters of one base.")
     for field in fields(ours):
         one, two = getattr(ours, field.name), getattr(theirs, field.name)
-        if field.name not in PER_TASK | INCIDENTAL | {"base_fingerprint"} and one != two:
+        if field.name not in PER_TASK | INCIDENTAL | {"base_fingerprint", "base_sample"} and one != two:
             raise NlftError(f"The adapters differ in {field.name}: {one} and {two}.", again)
     for config in (ours, theirs):
         check_closed(config)

@@ -26,6 +26,8 @@ FACTS: dict[str, type] = {
     "promoted": dict,
 }
 """What may be known of a task, and its type."""
+LONGEST_NAME = 200
+"""Letters of a task's name."""
 BACKGROUNDS = "background_sha256"
 """Key of `config.calibration`: the digests of every background that calibrated a task, in order."""
 
@@ -119,10 +121,10 @@ def check_name(field: str, name: Any) -> None:
     """Refuses the name of a task that would do more than be read when it is printed.
 
     Raises:
-        NlftError: it is empty, no text, or holds a character that cannot be printed.
+        NlftError: it is empty, no text, longer than `LONGEST_NAME`, or holds a character that cannot be printed.
     """
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise NlftError(f"{field}: {name!r} is no name of a task.", "Use letters, digits, spaces and signs.")
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise NlftError(f"{field}: {repr(name)[:80]} is no name of a task.", "Use letters, digits, spaces and signs.")
 
 
 def now() -> str:

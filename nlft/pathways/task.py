@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import PeftConfig
 
 from nlft.errors import NlftError
+from nlft.pathways.base_sample import read_sample
+from nlft.pathways.header import PICKLE, WEIGHTS, WHOLE, check_config_file, check_file, read_header
 from nlft.pathways.provenance import check_name, check_past
+from nlft.pathways.stranger import LARGEST, check_fields, check_stored, shown
 
 
 @dataclass
@@ -35,6 +41,7 @@ class TaskPeftConfig(PeftConfig):
         provenance: where each task came from and what is known of it.
         calibration: what calibrated the adapter, see `note_background`.
         base_fingerprint: sha256 of the base that the keys were made for.
+        base_sample: a few weights of that base, see `sample_base`. Kept by PEFT's injection.
         nlft_version: version of nlft that made the adapter.
 
     Raises:
@@ -58,21 +65,51 @@ class TaskPeftConfig(PeftConfig):
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     base_fingerprint: str | None = None
+    base_sample: dict[str, Any] | None = None
     nlft_version: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_base = True
+        """Whether another base than the noted one is refused. No field: it is never stored."""
+        self.is_fresh = False
+        """Whether the base was noted by this process; then nothing has been learned on it yet."""
+        check_fields(self)
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
         # Read back from JSON they are lists of pairs: see `to_dict`.
         self.tasks, self.gates = sizes_of("tasks", self.tasks), sizes_of("gates", self.gates)
-        self.sizes = {name: sizes_of(f"sizes.{name}", there) for name, there in dict(self.sizes).items()}
+        if not isinstance(self.sizes, dict):
+            raise NlftError(f"sizes: {shown(self.sizes)} is no object.", WHOLE)
+        self.sizes = {name: sizes_of(f"sizes.{name}", there) for name, there in self.sizes.items()}
         check_past(self.provenance, self.calibration)
+        if self.base_sample:
+            read_sample(self.base_sample)
         if self.key_width is not None and self.key_width < 2:
             raise NlftError(f"key_width: {self.key_width} is too narrow.", "Use at least 2.")
         if not 0 <= self.gate_decay <= 1:
             raise NlftError(f"gate_decay: {self.gate_decay} is no share.", "Use 0 (each token alone) to 1 (sticky).")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """As in PEFT, which builds the adapter next; so the tensors are compared with the settings here, by the header
+        of their file alone.
+
+        Raises:
+            NlftError: naming the field or the tensor that is not what it should be, or the tensors are a pickle.
+        """
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        if folder.is_dir():
+            check_config_file(folder)
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        if folder.is_dir():
+            weights = local_weights(folder)
+        else:
+            weights = fetched_weights(pretrained_model_name_or_path, subfolder, cls._split_kwargs(kwargs)[0])
+        if weights is not None:
+            check_stored(config, read_header(weights))
+        return config
 
     @property
     def keeps_tasks_apart(self) -> bool:
@@ -145,15 +182,60 @@ def chosen_adapter(model: Any, adapter: str | None) -> str:
     return adapter or active[0]
 
 
+def local_weights(folder: Path) -> Path | None:
+    """The tensors in an adapter's folder; None where it has none.
+
+    Raises:
+        NlftError: they are a pickle, or a link to somewhere else.
+    """
+    if (folder / WEIGHTS).exists():
+        return check_file(folder, WEIGHTS)
+    if (folder / PICKLE).exists():
+        refuse_pickle(str(folder))
+    return None
+
+
+def fetched_weights(name: str, subfolder: str | None, options: dict[str, Any]) -> Path | None:
+    """The tensors of an adapter on the Hub, in the cache from which PEFT loads them next.
+
+    Returns:
+        None while the Hub is out of reach, which PEFT says.
+
+    Raises:
+        NlftError: it has no tensors but a pickle.
+    """
+    try:
+        return Path(hf_hub_download(name, WEIGHTS, subfolder=subfolder, **options))
+    except LocalEntryNotFoundError:
+        return None
+    except EntryNotFoundError:
+        refuse_pickle(name)
+
+
+def refuse_pickle(where: str) -> NoReturn:
+    """Says that only safetensors are read.
+
+    Raises:
+        NlftError: always.
+    """
+    raise NlftError(
+        f"{where} has no {WEIGHTS}. A pickle ({PICKLE}) can run code, so it is not read.",
+        "Save the adapter with `save_pretrained(…, safe_serialization=True)`, PEFT's default.",
+    )
+
+
 def sizes_of(field: str, pairs: Any) -> dict[str, int]:
     """Sizes by name, from a mapping or from pairs.
 
     Raises:
         NlftError: a name cannot be printed, or a size is no number from 1.
     """
-    found = dict(pairs)
+    try:
+        found = dict(pairs)
+    except (TypeError, ValueError) as error:
+        raise NlftError(f"{field}: {shown(pairs)} is no list of pairs.", WHOLE) from error
     for name, size in found.items():
         check_name(field, name)
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise NlftError(f"{field}.{name}: {size!r} is no size.", "Take a whole copy of the adapter.")
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST:
+            raise NlftError(f"{field}.{name}: {shown(size)} is no size.", WHOLE)
     return found

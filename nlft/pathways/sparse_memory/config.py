@@ -39,6 +39,9 @@ class SparseMemoryPeftConfig(TaskPeftConfig):
         self.peft_type = peft_type("nlft_sparse_memory")
         if self.addressing not in ("prototype", "product_key"):
             raise NlftError(f"addressing: {self.addressing!r} is unknown.", "Use `prototype` or `product_key`.")
+        for name in ("slots", "half_keys", "heads", "topk"):
+            if getattr(self, name) < 1:
+                raise NlftError(f"{name}: {getattr(self, name)} is too small.", "Use 1 or more.")
         if self.addressing == "product_key" and self.topk > self.half_keys**2:
             raise NlftError(
                 f"topk: {self.topk} slots cannot be read from a table of half_keys² = {self.half_keys**2}.",
