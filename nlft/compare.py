@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from nlft.checkpoint import holds_nothing, make_folder, write_text
 from nlft.config import Recipe
 from nlft.data.domain import load_domains, remarks
 from nlft.errors import CheckpointError, NlftError
+from nlft.events import Events
 from nlft.executor import Ended, Work, run_cells
 from nlft.methods import build_method
 from nlft.pace import expected, kind_of, measure_pace, train_tokens
@@ -29,6 +31,7 @@ from nlft.recipes import dump_recipe
 from nlft.report import write_report
 from nlft.run import naming
 from nlft.scoring import measure
+from nlft.start import announcement, check_methods, find_start
 
 Executor = Literal["local", "ray"]
 
@@ -67,6 +70,9 @@ def compare(
         )
     if executor == "ray":
         import_ray()
+    origin = find_start(recipe)
+    if origin is not None:
+        recipe = recipe.model_copy(update={"adapter": origin.start.name})
     domains = load_domains(recipe)
     for line in (*domains.descriptions, *remarks(domains)):
         console.print(line, style="dim", markup=False, highlight=False)
@@ -76,12 +82,16 @@ def compare(
             if build_method(method).changes_base:
                 changing.add(name)
     base = load_base(recipe.base)
-    prepared = prepare(recipe, domains, base)
+    prepared = prepare(recipe, domains, base, origin.start.number if origin else 0)
+    if origin is not None:
+        check_methods(recipe, origin, base)
+        console.print(*announcement(recipe, origin, domains), sep="\n", markup=False, highlight=False, soft_wrap=True)
 
     def plan(added: list[Added]) -> list[Cell]:
         rates = {one.method: [other.lr for other in added if other.method == one.method] for one in added}
         cells = plan_cells(recipe, rates)
-        return addressed(cells, fingerprint, lambda order: digest_rows(domains.in_order(order)))
+        adapter = origin.start.digest if origin else ""
+        return addressed(cells, fingerprint, lambda order: digest_rows(domains.in_order(order)), adapter)
 
     fingerprint, base_name = base.fingerprint, base.name
     cells = plan([])
@@ -90,9 +100,12 @@ def compare(
         return out
     make_folder(out / "cells")
     write_text(out / "config.yaml", dump_recipe(recipe))
+    Events(out / "events.jsonl").write("start", cwd=os.getcwd())
     # Methods that train the base compute in float32, so its row is the shared one only if that was float32 too.
     own = frozenset() if base.model.dtype.itemsize == 4 else frozenset(changing)
-    items = measure(base.model, base, recipe, prepared, 0, "base") if seconds or recipe.compare.widen else []
+    items = None  # of an adapter, each cell scores what it starts from
+    if origin is None:
+        items = measure(base.model, base, recipe, prepared, 0, "base") if seconds or recipe.compare.widen else []
     del base, prepared
     work, added = Work(out, domains, items, own), []
     for number in range(recipe.compare.widen + 1):

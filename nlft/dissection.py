@@ -19,9 +19,9 @@ from nlft.measure.items import read_items, read_runs, write_items, write_runs
 from nlft.measure.matrix import columns_of
 from nlft.measure.where import OWN, where_of
 from nlft.methods import build_method
+from nlft.plan import single_method
 from nlft.prepare import prepare
 from nlft.rescore import weights_of
-from nlft.run import single_method
 from nlft.scoring import measure
 from nlft.stage import check_inputs
 

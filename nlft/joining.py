@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,12 @@ def _same_base(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, An
         raise DataError(
             f"{said} have different bases: {' and '.join(names)}.", "Only runs of one base can be compared."
         )
+    one, two = ({json.loads(row["start"] or "{}").get("digest") for row in rows} for rows in (own, other))
+    if len(one | two) > 1:
+        raise DataError(
+            f"{said} start from different models: the base alone, or the base with other adapters on.",
+            "Only runs that start from the same adapter can be compared.",
+        )
 
 
 def _same_tasks(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], said: str) -> None:
@@ -169,4 +176,5 @@ def _joined(name: str, recipes: Mapping[Path, dict[str, Any]], labels: Mapping[P
         return [{"name": name} | ({"metric": found[name]} if name in found else {}) for name in names]
 
     parts = {labels[folder]: recipe for folder, recipe in recipes.items()}
-    return {"name": name, "tasks": union("tasks"), "probes": union("probes"), "joined": parts}
+    sections = {section: union(section) for section in ("earlier", "tasks", "probes")}
+    return {"name": name, **sections, "joined": parts}

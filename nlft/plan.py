@@ -1,4 +1,5 @@
-"""The plan of a comparison: its runs, and an address for each that says everything that decides its result."""
+"""What is run of a recipe: the runs of a comparison, each with an address that says everything that decides its
+result, or one method alone."""
 
 from __future__ import annotations
 
@@ -98,27 +99,34 @@ def _cells(
                         yield Cell(name, method, setting, recipe.model_copy(update=update))
 
 
-def address_of(cell: Cell, base_sha256: str, rows_sha256: str) -> str:
+def address_of(cell: Cell, base_sha256: str, rows_sha256: str, adapter_sha256: str = "") -> str:
     """sha256 over all that decides a cell's result: its recipe but for names of folders, its base, its rows.
 
     Args:
         rows_sha256: of the cell's own rows, in its order of tasks.
+        adapter_sha256: of the adapter from which it goes on, whatever that is called; empty if it begins at the base.
     """
+    left_out = {"name", "out", "compare", "adapter"} | ({"earlier"} if not cell.recipe.earlier else set())
     decides: dict[str, Any] = {
         "results": RESULTS,
         "setting": cell.setting,
-        "recipe": cell.recipe.model_dump(mode="json", exclude={"name", "out", "compare"}),
+        "recipe": cell.recipe.model_dump(mode="json", exclude=left_out),
         "base_sha256": base_sha256,
         "rows_sha256": rows_sha256,
     }
+    if adapter_sha256:
+        decides["adapter_sha256"] = adapter_sha256
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-def addressed(cells: Sequence[Cell], base_sha256: str, rows: Callable[[list[str]], str]) -> list[Cell]:
+def addressed(
+    cells: Sequence[Cell], base_sha256: str, rows: Callable[[list[str]], str], adapter_sha256: str = ""
+) -> list[Cell]:
     """The cells with their addresses, the first twelve digits of which end their names.
 
     Args:
         rows: gives the sha256 of the rows for tasks in an order.
+        adapter_sha256: of the adapter from which they go on, if they do.
     """
     known: dict[tuple[str, ...], str] = {}
     found = []
@@ -126,6 +134,38 @@ def addressed(cells: Sequence[Cell], base_sha256: str, rows: Callable[[list[str]
         order = tuple(task.name for task in cell.recipe.tasks)
         if order not in known:
             known[order] = rows(list(order))
-        address = address_of(cell, base_sha256, known[order])
+        address = address_of(cell, base_sha256, known[order], adapter_sha256)
         found.append(replace(cell, name=f"{cell.name}-{address[:12]}", address=address))
     return found
+
+
+def single_method(recipe: Recipe, method: str | None) -> tuple[Recipe, str]:
+    """The recipe with one method and one learning rate.
+
+    Raises:
+        NlftError: the choice is not clear.
+    """
+    names = list(recipe.methods)
+    if method is None:
+        if len(names) > 1:
+            raise NlftError(
+                f"The recipe has {len(names)} methods: {', '.join(names)}.", "Choose one with --method NAME."
+            )
+        method = names[0]
+    if method not in recipe.methods:
+        raise NlftError(f"The recipe has no method {method!r}.", f"It has {', '.join(names)}.")
+    config = recipe.methods[method]
+    if len(config.lrs) > 1:
+        raise NlftError(
+            f"methods.{method}.lr lists {len(config.lrs)} learning rates, and one run takes one.",
+            f"Add methods.{method}.lr={config.lrs[0]:g}, or run `nlft compare`.",
+        )
+    steps = config.step_counts(recipe.train.steps)
+    if len(steps) > 1:
+        raise NlftError(
+            f"methods.{method}.steps lists {len(steps)} numbers of steps, and one run takes one.",
+            f"Add methods.{method}.steps={steps[0]}, or run `nlft compare`.",
+        )
+    update = {"lr": config.lrs[0]} | ({"steps": steps[0]} if isinstance(config.steps, list) else {})
+    chosen = config.model_copy(update=update)
+    return recipe.model_copy(update={"methods": {method: chosen}}), method

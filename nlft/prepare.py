@@ -22,7 +22,7 @@ class Prepared:
 
     domains: Domains
     train: dict[str, list[Encoded]]
-    """Train rows by task."""
+    """Train rows by task, those of earlier tasks too."""
     background: list[Encoded]
     too_long: dict[str, TooLong]
     """What to do with an overlong row, by column."""
@@ -39,11 +39,15 @@ class Prepared:
         rows = tuple(row for task in tasks for row in task.train)
         one = Task(name, rows, tuple(evaluation for task in tasks for evaluation in task.evaluations))
         train = {name: [row for task in tasks for row in self.train[task.name]]}
+        train |= {task.name: self.train[task.name] for task in self.domains.earlier}
         return replace(self, domains=replace(self.domains, tasks=(one,)), train=train)
 
 
-def prepare(recipe: Recipe, domains: Domains, base: FrozenBase) -> Prepared:
+def prepare(recipe: Recipe, domains: Domains, base: FrozenBase, learned: int = 0) -> Prepared:
     """Tokenises the rows of a recipe.
+
+    Args:
+        learned: tasks that the adapter holds already from which the run goes on.
 
     Raises:
         RecipeError: with every unusable source; DataError if there is only one.
@@ -61,10 +65,9 @@ def prepare(recipe: Recipe, domains: Domains, base: FrozenBase) -> Prepared:
             problems.append(DataError(f"{where} has no rows.", "Give a source with at least one row."))
         return encoded
 
-    entries = {task.name: task for task in recipe.tasks}
-    train = {
-        task.name: encode(task.train, entries[task.name].train, f"tasks.{task.name}.train") for task in domains.tasks
-    }
+    places = {task.name: (task.train, f"tasks.{task.name}.train") for task in recipe.tasks}
+    places |= {task.name: (task.train, f"earlier.{task.name}.train") for task in recipe.earlier}
+    train = {task.name: encode(task.train, *places[task.name]) for task in (*domains.tasks, *domains.earlier)}
     too_long: dict[str, TooLong] = {}
     for evaluation in domains.evaluations:
         if evaluation.harness is not None:  # read and checked when it was loaded
@@ -81,7 +84,7 @@ def prepare(recipe: Recipe, domains: Domains, base: FrozenBase) -> Prepared:
     background = encode(domains.background, recipe.background, "background") if recipe.background else []
     for name, method in recipe.methods.items():
         try:
-            check_budget(method, background, len(recipe.tasks))
+            check_budget(method, background, max(learned, len(recipe.earlier)) + len(recipe.tasks))
         except NlftError as error:
             problems.append(NlftError(f"methods.{name}.retention: {error.message}", error.hint))
     if problems:
@@ -92,7 +95,8 @@ def prepare(recipe: Recipe, domains: Domains, base: FrozenBase) -> Prepared:
 def digest_rows(domains: Domains) -> str:
     """sha256 over what is trained on, scored and calibrated with."""
     digest = hashlib.sha256()
-    for rows in (*(task.train for task in domains.tasks), *(e.rows for e in domains.evaluations), domains.background):
+    train = (task.train for task in (*domains.earlier, *domains.tasks))
+    for rows in (*train, *(e.rows for e in domains.evaluations), domains.background):
         for row in rows:
             text = (row.prompt, row.join, row.completion, row.answers, row.choices, row.messages)
             # Groups decide which rows are held out.
@@ -108,11 +112,11 @@ def digest_rows(domains: Domains) -> str:
 
 def evaluation_config(recipe: Recipe, name: str, split: str) -> tuple[DataConfig, str]:
     """The data section behind an evaluation's rows, and its dotted key."""
-    for task in recipe.tasks:
+    for section, task in (*(("tasks", one) for one in recipe.tasks), *(("earlier", one) for one in recipe.earlier)):
         if task.name == name:
             if split == "seen" and task.seen is not None:
-                return task.seen, f"tasks.{name}.seen"
-            return task.test, f"tasks.{name}.test"
+                return task.seen, f"{section}.{name}.seen"
+            return task.test, f"{section}.{name}.test"
     data = next(probe.data for probe in recipe.probes if probe.name == name)
     assert data is not None  # an lm-eval task has no rows
     return data, f"probes.{name}.data"

@@ -71,6 +71,15 @@ def open_recipe(name_or_path: str, overrides: list[str] | None = None) -> tuple[
     """As `load_recipe`, with the document, which knows the line of every key."""
     path = find_recipe(name_or_path)
     document = _read(path, str(path) if name_or_path in recipe_files() else name_or_path)
+    return read_document(document, overrides), document
+
+
+def read_document(document: Document, overrides: list[str] | None = None) -> Recipe:
+    """The recipe that a document holds, with overrides as `load_recipe` takes them.
+
+    Raises:
+        RecipeError: with every problem that was found.
+    """
     expand_suites(document)  # before, so that an override finds a suite's probes, and after, so that it may name one
     for override in overrides or []:
         _override(document, override)
@@ -84,7 +93,7 @@ def open_recipe(name_or_path: str, overrides: list[str] | None = None) -> tuple[
         found += problems(failure, document)
     if found or recipe is None:
         raise RecipeError(found, "Correct the recipe; nothing has run.")
-    return recipe, document
+    return recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:

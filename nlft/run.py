@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -24,11 +26,13 @@ from nlft.events import Events
 from nlft.measure.items import write_items, write_runs
 from nlft.methods import build_method
 from nlft.methods.protocol import TaskContext
+from nlft.plan import single_method
 from nlft.prepare import prepare
-from nlft.recipes import dump_recipe
+from nlft.recipes import dump_recipe, load_recipe
 from nlft.report import write_report
 from nlft.scoring import measure
 from nlft.stage import Stage, check_inputs, read_stages, save_stage, undamaged
+from nlft.start import announcement, as_base, as_begun, begin, check_methods, find_start, read_start
 from nlft.train import train_stage
 from nlft.types import Item
 from nlft.witness import describe_run, latency_ratio, logits_digest, off_digest, stored_bytes
@@ -69,9 +73,13 @@ def run_method(
         NlftError: anything a user can mend; found before anything is written wherever possible.
     """
     console, out = console or Console(quiet=True), out.resolve()
-    recipe, name = single_method(recipe, method)
+    recipe, name = single_method(as_begun(recipe, out) if resume else recipe, method)
     check_folder(out, recipe, resume)
     started = time.perf_counter()
+    done = finished_stages(out) if resume else []
+    found = None if done else find_start(recipe)
+    started_from = read_start(out) if done else found.start if found else None
+    first = started_from.number if started_from else 0
     if domains is None:
         domains = load_domains(recipe)
         for line in (*domains.descriptions, *remarks(domains)):
@@ -79,15 +87,20 @@ def run_method(
     with naming(name):
         learner = build_method(recipe.methods[name])
     base = load_base(recipe.base)
-    prepared = prepare(recipe, domains, base)
+    prepared = prepare(recipe, domains, base, first)
+    if found is not None:
+        recipe = recipe.model_copy(update={"adapter": found.start.name})
+        check_methods(recipe, found, base)
+        console.print(*announcement(recipe, found, domains), sep="\n", markup=False, highlight=False, soft_wrap=True)
     if setting == "multitask":
         prepared = prepared.joined()
         domains = prepared.domains
     witness = logits_digest(base.model, base, prepared)
-    inputs = {"base_sha256": base.fingerprint, "rows_sha256": prepared.rows_sha256}
+    inputs: dict[str, Any] = {"base_sha256": base.fingerprint, "rows_sha256": prepared.rows_sha256}
     events = Events(out / "events.jsonl")
-    start = {"method": name, "base": base.name, "fingerprint": base.fingerprint, "resume": resume}
-    done = finished_stages(out) if resume else []
+    start = {"method": name, "base": base.name, "fingerprint": base.fingerprint, "resume": resume, "cwd": os.getcwd()}
+    if started_from is not None:
+        inputs["start"] = start["start"] = asdict(started_from)
     saved = started
     if done:
         check_inputs(out / "stages" / "0" / "stage.json", inputs)
@@ -100,10 +113,12 @@ def run_method(
         # What a recipe's method gets wrong is found here, and what its rows get wrong in the first scoring; nothing
         # is written before. A method that trains the base has put it into float32, the dtype of all its scores.
         with naming(name):
-            model = learner.attach(base, recipe.train.seeds.init)
+            model = begin(learner, base, found) if found else learner.attach(base, recipe.train.seeds.init)
         make_folder(out)
         begun = time.perf_counter()
-        if base_items is None:
+        if found is not None:  # row 0 is what one starts from, so with the adapter on
+            base_items = as_base(measure(model, base, recipe, prepared, 0, "on", learner))
+        elif base_items is None:
             with nullcontext() if learner.changes_base else without_adapter(model):
                 base_items = measure(model, base, recipe, prepared, 0, "base")
         now = time.perf_counter()
@@ -116,16 +131,19 @@ def run_method(
     for stage, task in enumerate(domains.tasks, start=1):
         if stage <= len(done):
             continue
+        number = first + stage  # counts what the adapter had learned, so that no seed is drawn from twice
         context = TaskContext(
             name=task.name,
             train=prepared.train[task.name],
-            earlier=[row for before in domains.tasks[: stage - 1] for row in prepared.train[before.name]],
+            earlier=[
+                row for before in (*domains.earlier, *domains.tasks[: stage - 1]) for row in prepared.train[before.name]
+            ],
             background=prepared.background,
-            number=stage,
-            n_tasks=len(domains.tasks),
+            number=number,
+            n_tasks=first + len(domains.tasks),
             batch_size=recipe.train.batch_size,
             pad_id=prepared.pad_id,
-            seed=recipe.train.seeds.init + 1000 * stage,
+            seed=recipe.train.seeds.init + 1000 * number,
             rows=task.train,
             max_length=prepared.max_length,
             begin_id=base.tokenizer.bos_token_id,
@@ -142,7 +160,7 @@ def run_method(
             steps=recipe.methods[name].step_counts(recipe.train.steps)[0],
             lr=recipe.methods[name].lrs[0],
             pad_id=prepared.pad_id,
-            stage=stage,
+            stage=number,
             label=f"{name}: {task.name}",
             events=events,
             console=console,
@@ -180,6 +198,7 @@ def run_method(
         "order": [task.name for task in domains.tasks],
         "setting": setting,
         "cell": cell,
+        "start": json.dumps(asdict(started_from)) if started_from else None,
         "told_task": learner.told_task,
         "replay_bytes": costs[-1].replay_bytes,
         "regulariser_bytes": costs[-1].regulariser_bytes,
@@ -229,38 +248,6 @@ def naming(method: str) -> Iterator[None]:
         ) from error
 
 
-def single_method(recipe: Recipe, method: str | None) -> tuple[Recipe, str]:
-    """The recipe with one method and one learning rate.
-
-    Raises:
-        NlftError: the choice is not clear.
-    """
-    names = list(recipe.methods)
-    if method is None:
-        if len(names) > 1:
-            raise NlftError(
-                f"The recipe has {len(names)} methods: {', '.join(names)}.", "Choose one with --method NAME."
-            )
-        method = names[0]
-    if method not in recipe.methods:
-        raise NlftError(f"The recipe has no method {method!r}.", f"It has {', '.join(names)}.")
-    config = recipe.methods[method]
-    if len(config.lrs) > 1:
-        raise NlftError(
-            f"methods.{method}.lr lists {len(config.lrs)} learning rates, and one run takes one.",
-            f"Add methods.{method}.lr={config.lrs[0]:g}, or run `nlft compare`.",
-        )
-    steps = config.step_counts(recipe.train.steps)
-    if len(steps) > 1:
-        raise NlftError(
-            f"methods.{method}.steps lists {len(steps)} numbers of steps, and one run takes one.",
-            f"Add methods.{method}.steps={steps[0]}, or run `nlft compare`.",
-        )
-    update = {"lr": config.lrs[0]} | ({"steps": steps[0]} if isinstance(config.steps, list) else {})
-    chosen = config.model_copy(update=update)
-    return recipe.model_copy(update={"methods": {method: chosen}}), method
-
-
 def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     """Refuses a folder that holds another run.
 
@@ -269,11 +256,16 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     """
     config = out / "config.yaml"
     if not holds_nothing(out) and not resume:
-        raise NlftError(f"{out} holds another run.", "Give another folder with --out, or go on with --resume.")
+        raise NlftError(
+            f"{out} holds another run.",
+            f"`nlft resume {out}` goes on with it as it was begun, `nlft continue {out} --task …` teaches what it has"
+            " learned a further task; for a run of its own give another folder with --out.",
+        )
     if resume and not config.is_file():
         raise NlftError(f"There is no run in {out} to resume: it has no config.yaml.", "Leave --resume away.")
-    if resume and config.read_text(encoding="utf-8") != dump_recipe(recipe):
+    if resume and dump_recipe(load_recipe(str(config))) != dump_recipe(recipe):
         raise NlftError(
             f"The run in {out} was started with another recipe, method or override.",
-            f"Resume it with what {config} says, or give another folder with --out.",
+            f"`nlft resume {out}` goes on with what {config} says; `nlft continue {out} --task …` teaches a finished"
+            " run a further task; or give another folder with --out.",
         )

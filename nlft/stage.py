@@ -32,7 +32,7 @@ class Stage:
 
 
 def save_stage(
-    out: Path, number: int, stage: Stage, inputs: dict[str, str], save: Callable[[Path], object] | None
+    out: Path, number: int, stage: Stage, inputs: dict[str, Any], save: Callable[[Path], object] | None
 ) -> None:
     """Writes a stage, whole or not at all.
 

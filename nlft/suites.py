@@ -48,8 +48,8 @@ def expand_suites(document: Document) -> None:
     written = document.data.get("probes") if isinstance(document.data, dict) else None
     if not isinstance(written, list) or not any(isinstance(one, dict) and "suite" in one for one in written):
         return
-    tasks = document.data.get("tasks")
-    others = [*written, *(tasks if isinstance(tasks, list) else [])]
+    lists = [document.data.get(key) for key in ("tasks", "earlier")]
+    others = [*written, *(one for entries in lists if isinstance(entries, list) for one in entries)]
     names = [one.get("name") for one in others if isinstance(one, dict) and "suite" not in one]
     taken = {name for name in names if isinstance(name, str)}
     probes: list[Any] = []

@@ -32,8 +32,9 @@ from nlft.pathways.lifecycle import attach, stored, without_tasks
 from nlft.pathways.reads import count_reads
 from nlft.pathways.shift import SILENT, set_shift
 from nlft.pathways.voices import alone, replaced, silence, voices_of, wide_open
+from nlft.plan import single_method
 from nlft.prepare import prepare
-from nlft.run import run_method, single_method
+from nlft.run import run_method
 from nlft.scoring import measure
 from nlft.witness import logits_digest
 from tests.conftest import short_recipe, world_rows

@@ -28,7 +28,8 @@ def train(
 
     words = ["train", recipe, *(overrides or [])]
     with going_on(*words):
-        from nlft.run import run_method, single_method
+        from nlft.plan import single_method
+        from nlft.run import run_method
 
         _, name = single_method(loaded, method)
         folder = output_folder(out, loaded.out, f"{loaded.name}-{name}")

@@ -47,10 +47,11 @@ def _line(where: str, what: str) -> None:
 def _sections(recipe: Recipe) -> dict[KeyPath, tuple[str, DataConfig]]:
     """Every data section: its place in the recipe, its key as it is said in errors, and itself."""
     sections: dict[KeyPath, tuple[str, DataConfig]] = {}
-    for number, task in enumerate(recipe.tasks):
-        for part, data in (("train", task.train), ("test", task.test), ("seen", task.seen)):
-            if data is not None:
-                sections["tasks", number, part] = f"tasks.{task.name}.{part}", data
+    for section, entries in (("earlier", recipe.earlier), ("tasks", recipe.tasks)):
+        for number, task in enumerate(entries):
+            for part, data in (("train", task.train), ("test", task.test), ("seen", task.seen)):
+                if data is not None:
+                    sections[section, number, part] = f"{section}.{task.name}.{part}", data
     for number, probe in enumerate(recipe.probes):
         for part, data in (("data", probe.data), ("shots_from", probe.shots_from)):
             if data is not None:
@@ -62,6 +63,7 @@ def _sections(recipe: Recipe) -> dict[KeyPath, tuple[str, DataConfig]]:
 
 def _read_data(recipe: Recipe, document: Document) -> dict[str, str]:
     """Read what is on this machine; say so of what is not."""
+    from nlft.data.domain import WITHOUT_EARLIER
     from nlft.data.source import Source, is_hub_id, load
     from nlft.errors import DataError, RecipeError
 
@@ -78,7 +80,8 @@ def _read_data(recipe: Recipe, document: Document) -> dict[str, str]:
             sources[where] = load(data, where)
             found[where] = sources[where].description
         except DataError as error:
-            problems.append((path, error))
+            lost = WITHOUT_EARLIER if path[0] == "earlier" else ""
+            problems.append((path, DataError(error.message, f"{error.hint} {lost}".strip())))
             unread = True
     problems += _check_metrics(recipe, {where: tuple(source.rows) for where, source in sources.items()}, found)
     if problems:
@@ -185,10 +188,14 @@ def _check_metrics(
 
     problems: list[tuple[KeyPath, NlftError]] = []
     wanted: list[tuple[KeyPath, str, str, str]] = []
-    for number, task in enumerate(recipe.tasks):
-        train = f"tasks.{task.name}.train"
+    for section, number, task in (
+        (section, number, task)
+        for section, entries in (("earlier", recipe.earlier), ("tasks", recipe.tasks))
+        for number, task in enumerate(entries)
+    ):
+        train = f"{section}.{task.name}.train"
         wanted += [
-            (("tasks", number), f"tasks.{task.name}.{part}", train, task.metric)
+            ((section, number), f"{section}.{task.name}.{part}", train, task.metric)
             for part in ("test", "seen")
             if part == "test" or task.seen is not None
         ]

@@ -64,6 +64,12 @@ class Recipe(Section):
     """Name of the recipe, and of its folder under `runs/`."""
     base: BaseConfig = BaseConfig()
     """The frozen pretrained model."""
+    adapter: str | None = None
+    """An adapter from which training goes on: a folder, a run's folder, or USER/NAME or USER/NAME@REVISION on the Hub;
+    from the base alone when empty."""
+    earlier: list[TaskConfig] = Field(default_factory=list)
+    """Tasks that the adapter has learned, in their order. Their train rows calibrate the new tasks' thresholds, so that
+    new parts stay silent on earlier tasks; their test rows are probes."""
     tasks: list[TaskConfig] = Field(min_length=1)
     """Domains, in the order in which they are learned."""
     probes: list[ProbeConfig] = Field(default_factory=list)
@@ -81,7 +87,7 @@ class Recipe(Section):
     out: str | None = None
     """Output folder; `runs/<name>` when empty."""
 
-    @field_validator("tasks", "probes")
+    @field_validator("earlier", "tasks", "probes")
     @classmethod
     def names_differ(cls, entries: list[Any]) -> list[Any]:
         """A name is a column of the matrix, so it may occur once."""
@@ -94,10 +100,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def consistent(self) -> Recipe:
         """Checks across sections."""
-        tasks = [task.name for task in self.tasks]
-        both = sorted(set(tasks) & {probe.name for probe in self.probes})
+        tasks, earlier = [task.name for task in self.tasks], {task.name for task in self.earlier}
+        both = sorted({*tasks, *earlier} & {probe.name for probe in self.probes})
         if both:
             raise ValueError(f"{both[0]!r} is the name of a task and of a probe; rename one")
+        again = sorted(set(tasks) & earlier)
+        if again:
+            raise ValueError(f"earlier: {again[0]!r} has been learned already and is in `tasks` too; leave it in one")
+        if earlier and self.adapter is None:
+            raise ValueError("earlier lists tasks that an adapter has learned; name that adapter by `adapter`")
         for order in self.compare.orders_of(tasks):
             if sorted(order) != sorted(tasks):
                 raise ValueError(f"compare.orders: {order} does not hold each of the tasks {tasks} once")

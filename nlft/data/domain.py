@@ -6,13 +6,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from nlft.config import ProbeConfig, Recipe
+from nlft.config import ProbeConfig, Recipe, TaskConfig
 from nlft.data import harness
 from nlft.data.contamination import Contamination, find_contamination
 from nlft.data.example import BETWEEN
 from nlft.data.source import load, share_choices
 from nlft.errors import DataError, NlftError, combined
-from nlft.types import Evaluation, HarnessTask, Row, Task
+from nlft.types import Evaluation, HarnessTask, Role, Row, Task
+
+WITHOUT_EARLIER = (
+    "Rows of earlier tasks set thresholds that keep new parts silent on them, and show what they lose; to go on without"
+    " both, set earlier=[]."
+)
+"""What a missing file of an earlier task means."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class Domains:
     """One line a source: what was found where."""
     contamination: Mapping[str, Contamination] = field(default_factory=dict)
     """By column, the share of rows that train rows or the background hold a part of."""
+    earlier: tuple[Task, ...] = ()
+    """Tasks that the adapter has learned from which the run goes on; their evaluations are among the probes."""
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -43,6 +51,9 @@ class Domains:
 def load_domains(recipe: Recipe) -> Domains:
     """Reads every data section of a recipe.
 
+    An earlier task is a probe of the run: what it scores before the first stage is what later ones can lose. Wordings
+    of it that were trained on stay a column of their own, which counts in no mean.
+
     Raises:
         RecipeError: with all problems of all sections at once.
     """
@@ -53,20 +64,23 @@ def load_domains(recipe: Recipe) -> Domains:
         try:
             source = load(config, where)
         except NlftError as error:
-            problems.append(error)
+            lost = WITHOUT_EARLIER if where.startswith("earlier.") else ""
+            problems.append(DataError(error.message, f"{error.hint} {lost}".strip()))
             return ()
         descriptions.append(f"{where}: {source.description}")
         return tuple(source.rows)
 
-    tasks, probes = [], []
-    for entry in recipe.tasks:
-        where = f"tasks.{entry.name}"
+    def read_task(entry: TaskConfig, where: str, role: Role) -> Task:
         train, test = read(entry.train, f"{where}.train"), read(entry.test, f"{where}.test")
-        evaluations = [Evaluation(entry.name, "task", "test", tuple(share_choices(train, test)), entry.metric)]
+        evaluations = [Evaluation(entry.name, role, "test", tuple(share_choices(train, test)), entry.metric)]
         if entry.seen is not None:
             seen = share_choices(train, read(entry.seen, f"{where}.seen"))
             evaluations.append(Evaluation(entry.name, "task", "seen", tuple(seen), entry.metric))
-        tasks.append(Task(entry.name, train, tuple(evaluations)))
+        return Task(entry.name, train, tuple(evaluations))
+
+    earlier = [read_task(entry, f"earlier.{entry.name}", "probe") for entry in recipe.earlier]
+    tasks = [read_task(entry, f"tasks.{entry.name}", "task") for entry in recipe.tasks]
+    probes = []
     for entry in recipe.probes:
         where = f"probes.{entry.name}"
         if entry.data is None:
@@ -90,9 +104,13 @@ def load_domains(recipe: Recipe) -> Domains:
     background = read(recipe.background, "background") if recipe.background else ()
     if problems:
         raise combined(problems)
-    domains = Domains(tuple(tasks), tuple(probes), background, tuple(descriptions))
+    learned = [evaluation for task in earlier for evaluation in task.evaluations]
+    found = tuple([*learned, *probes])
+    domains = Domains(tuple(tasks), found, background, tuple(descriptions), earlier=tuple(earlier))
     texts = {one.column: harness.task_texts(one.harness) for one in probes if one.harness is not None}
-    return replace(domains, contamination=find_contamination(domains.evaluations, tasks, background, texts))
+    return replace(
+        domains, contamination=find_contamination(domains.evaluations, [*earlier, *tasks], background, texts)
+    )
 
 
 def harness_probe(entry: ProbeConfig) -> Evaluation:

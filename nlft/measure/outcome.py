@@ -32,11 +32,21 @@ def outcome(summary: Summary) -> str:
             f"None of the {failed} runs finished ({reason})." if failed > 1 else f"The run did not finish ({reason})."
         )
     best = rivals_of(entries)
-    text = _alone(summary, best[0]) if len(best) == 1 else _matched(summary, best) or _unmatched(summary, best)
+    text = started(summary)
+    text += _alone(summary, best[0]) if len(best) == 1 else _matched(summary, best) or _unmatched(summary, best)
     nothing = _unfinished(summary)
     if nothing:
         text += f" {listed(nothing)} {'has' if len(nothing) == 1 else 'have'} no finished run."
     return text + (f" {failed} of {_total(summary)} runs failed." if failed else "")
+
+
+def started(summary: Summary) -> str:
+    """What the runs went on from, as a sentence; empty where that was the base alone."""
+    base = summary["base"]
+    if not base.get("adapter"):
+        return ""
+    learned = f", which had learned {listed(base['learned'])}" if base["learned"] else ""
+    return f"Started from {base['model']} + adapter {base['adapter']}{learned}: row 0 is that model. "
 
 
 def rivals_of(entries: Sequence[Entry]) -> list[Entry]:

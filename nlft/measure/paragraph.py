@@ -19,6 +19,7 @@ from nlft.measure.outcome import (
     probes_meant,
     rivals_of,
     spoken_entries,
+    started,
     tasks_meant,
 )
 from nlft.measure.unit import show_level, show_loss, size
@@ -39,7 +40,7 @@ def paragraph(summary: Summary) -> str:
         return outcome(summary)
     if len(best) == 1:
         return f"{outcome(summary)} {_costs(best)}".strip()
-    parts = [_learned(summary, best)]
+    parts = [started(summary).strip(), _learned(summary, best)]
     compared = spoken_entries(best)
     found = level_of(summary, pathways_of(best))
     if not summary["probes"]:

@@ -5,7 +5,8 @@ metric's own unit; changes, gains and losses are signed as better = more. "now" 
 training, "end" after the last task; both with the adapter on.
 
     schema, name, outcome (one sentence), paragraph (two to four), definitions {key: words}
-    base            {model, revision, sha256}
+    base            {model, revision, sha256, adapter, learned}: `adapter` is what the runs went on from, null where
+                    that was the base alone, and `learned` the tasks that it had learned, as far as that is known
     columns         [{column, name, role, split, metric, unit, higher_is_better, bounded, n_items, ceiling}]:
                     the columns of every matrix; `ceiling` is what 1 means in normalised learning
     tasks, probes   names;  task_unit, probe_unit: the unit of means over tasks and over probes
@@ -67,7 +68,8 @@ from nlft.measure.where import where_of
 
 SCHEMA = "nlft.forgetting/1"
 WORDS = {
-    "matrix": "R[i,j]: score of column j after the i-th task; row 0 is the base",
+    "matrix": "R[i,j]: score of column j after the i-th task; row 0 is the base, with the adapter on from which the "
+    "run went on, if it did; tasks learned before are then probes",
     "learning": "Learning, mean_j (R[j] - base_j) / (ceiling_j - base_j): 0 is the base, 1 the most that could be "
     "learned. The ceiling is 1 for exact match, F1 and accuracy; for likelihoods it is the best value that any "
     "run of this report had, at any stage",
@@ -124,6 +126,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
     text = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else ""
     recipe = yaml.safe_load(text) or {}
     tasks = [task["name"] for task in recipe.get("tasks", [])] or list(rows[0]["order"] or [])
+    started = json.loads(rows[0]["start"] or "null")
     columns = columns_of([item for of_run in items.values() for item in of_run], tasks, _metrics(recipe))
     matrices = {
         row["run_id"]: build_matrix(items.get(row["run_id"], []), columns, len(row["order"] or tasks)) for row in rows
@@ -149,6 +152,8 @@ def summary_of(folder: Path) -> dict[str, Any]:
             "model": rows[0]["base_model"],
             "revision": rows[0]["base_revision"],
             "sha256": rows[0]["base_sha256"],
+            "adapter": started["name"] if started else None,
+            "learned": started["tasks"] if started else [],
         },
         "columns": [_describe(column, best) for column, best in zip(columns, ceiling, strict=True)],
         "tasks": tasks,
@@ -185,7 +190,7 @@ def plain(value: Any) -> Any:
 
 
 def _metrics(recipe: Mapping[str, Any]) -> dict[str, str]:
-    entries = [*(recipe.get("tasks") or []), *(recipe.get("probes") or [])]
+    entries = [entry for part in ("earlier", "tasks", "probes") for entry in recipe.get(part) or []]
     return {entry["name"]: entry["metric"] for entry in entries if "metric" in entry}
 
 

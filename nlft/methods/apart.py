@@ -23,7 +23,7 @@ class TasksApart(PeftTrainable):
         config: TaskPeftConfig = model.peft_config["default"]
         if condition not in ("oracle", "ungated") or not config.keeps_tasks_apart:
             return super().score(model, evaluation, condition, ask)
-        if condition == "oracle" and evaluation.role == "probe":
+        if condition == "oracle" and evaluation.role == "probe" and evaluation.name not in config.tasks:
             return super().score(model, evaluation, "off", ask)
         if condition == "oracle" and evaluation.name not in config.tasks:
             return []

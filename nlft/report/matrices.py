@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nlft.measure.unit import show
 from nlft.report.picture import Picture, file_name, literal, save_picture
-from nlft.report.rows import Grid, best_entries, runs_of, setting
+from nlft.report.rows import Grid, best_entries, runs_of, setting, start_name
 
 Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -51,7 +51,7 @@ def matrix_grid(summary: Summary, entry: Entry, words: str = "", folded: bool = 
     head = ["after"] + [f"{column['column']} ({'%' if column['bounded'] else column['unit']})" for column in columns]
     body = [
         [name, *[show(value, column["unit"], False) for value, column in zip(row, columns, strict=True)]]
-        for name, row in zip(["base", *entry["order"]], R, strict=False)
+        for name, row in zip([start_name(summary), *entry["order"]], R, strict=False)
     ]
     shades = shades_of(summary, np.array(R, dtype=float)) if R else np.empty((0, 0))
     levels = [[None if np.isnan(value) else float(value) for value in row] for row in shades]
@@ -95,7 +95,7 @@ def draw_matrices(summary: Summary, folder: Path) -> list[Picture]:
 
 def draw_matrix(summary: Summary, entry: Entry, folder: Path, place: int = 0) -> Picture:
     """Heat map of one method's matrix: base row first, upper triangle too; a frame marks the task just trained."""
-    columns, stages = summary["columns"], ["base", *entry["order"]]
+    columns, stages = summary["columns"], [start_name(summary), *entry["order"]]
     R, framed = np.array(entry["matrix"], dtype=float), framed_of(summary, entry)
     shades = shades_of(summary, R)
     # Wide enough for the title too, which names the method and the units.

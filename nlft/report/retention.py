@@ -29,7 +29,7 @@ from nlft.report.picture import (
     tidy_axes,
     widen_axis,
 )
-from nlft.report.rows import best_entries, runs_of
+from nlft.report.rows import best_entries, runs_of, start_name
 
 Summary = Mapping[str, Any]
 Run = Mapping[str, Any]
@@ -202,7 +202,7 @@ def stage_names(summary: Summary) -> list[str]:
     """Names of the stages: the tasks where all runs had one order, else numbers."""
     orders = {tuple(run["order"]) for entry in best_entries(summary) for run in runs_of(summary, entry)}
     most = max((len(order) for order in orders), default=0)
-    names = ["base", *(orders.pop() if len(orders) == 1 else [f"task {i}" for i in range(1, most + 1)])]
+    names = [start_name(summary), *(orders.pop() if len(orders) == 1 else [f"task {i}" for i in range(1, most + 1)])]
     return [literal(name) for name in names]
 
 

@@ -39,6 +39,11 @@ def label(entry: Entry, summary: Summary) -> str:
     return f"{setting(entry, summary)}{mark_of(entry, summary)}"
 
 
+def start_name(summary: Summary) -> str:
+    """What row 0 of every matrix is."""
+    return "base + adapter" if summary["base"].get("adapter") else "base"
+
+
 def setting(entry: Entry, summary: Summary, between: str = " ") -> str:
     """A method with what it was swept over; a method without learning rate has none (0)."""
     swept = [entry["method"]]
@@ -104,7 +109,7 @@ def result_grid(summary: Summary, chosen: Sequence[Entry] | None = None, title: 
         values = done["values"]
         level = show(values["continual"].get("base", {}).get("value"), task_unit)
         body.append(
-            ["base", level, level]
+            [start_name(summary), level, level]
             + ["–"] * seen
             + [_level(values["probes"][probe["name"]]["base"]["value"], probe["unit"]) for probe in probes]
             + ["–", "–"] * several

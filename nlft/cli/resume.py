@@ -1,0 +1,30 @@
+"""`nlft resume`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nlft.cli.argument import going_on, open_console
+from nlft.errors import NlftError
+
+
+def resume(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's or comparison's result folder.")],
+    jobs: Annotated[int | None, typer.Option(help="Of a comparison: runs side by side; 1 by default.")] = None,
+) -> None:
+    """Go on with an interrupted run exactly as it was begun; the folder is all it needs.
+
+    It ends with the same bits as an uninterrupted run. For a further task see `nlft continue`.
+    """
+    from nlft.cli.report import print_report
+
+    if jobs is not None and jobs < 1:
+        raise NlftError(f"--jobs: {jobs} is no number of runs.", "Give a number, 1 or more.")
+    console = open_console()
+    with going_on("resume", run):
+        from nlft.continuing import resume as go_on
+
+        folder = go_on(run, jobs, console)
+    print_report(folder, console)
