@@ -32,4 +32,8 @@ def __getattr__(name: str) -> Any:
         from nlft.learner import Learner
 
         return Learner
+    if name == "load":
+        from nlft.loading import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

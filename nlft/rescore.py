@@ -11,17 +11,20 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from nlft.adapter import own_recipe, read_adapter, read_config
+from nlft.adapter import CONFIG, own_recipe
 from nlft.base import UNREADABLE, FrozenBase, load_base
 from nlft.checkpoint import finished_stages
 from nlft.config import FullConfig, Recipe
-from nlft.data.domain import load_domains
+from nlft.data.domain import Domains, load_domains
 from nlft.errors import NlftError, reason
+from nlft.loading import put_on
+from nlft.manifest import check_files, read_manifest
 from nlft.measure.items import read_runs
 from nlft.methods import build_method
 from nlft.methods.full import Full
-from nlft.pathways.task import TaskPeftConfig
+from nlft.pathways.base_sample import other_form
 from nlft.prepare import prepare
+from nlft.remote import fetch_adapter
 from nlft.run import measure
 from nlft.types import Item
 
@@ -37,31 +40,40 @@ class Rescored:
     n_rows: int
 
 
-def evaluate_run(path: str, recipe: Recipe | None = None, console: Console | None = None) -> list[Rescored]:
+def evaluate_run(
+    path: str, recipe: Recipe | None = None, console: Console | None = None, any_base: bool = False
+) -> list[Rescored]:
     """Scores a run folder or an adapter folder on the evaluations of a recipe.
 
     Args:
-        path: a result folder of `nlft train`, one cell of a comparison, or a PEFT adapter folder.
-        recipe: evaluations and base; a run folder brings its own.
+        path: a result folder of `nlft train`, one cell of a comparison, what `nlft export` wrote, a PEFT adapter
+            folder, or USER/NAME[@REVISION] on the Hub.
+        recipe: evaluations and base; a run brings its own, and so does an exported directory.
+        any_base: take an adapter onto another base than it was made for.
 
     Returns:
         One line a column and metric, base beside adapted.
 
     Raises:
-        NlftError: the folder holds neither, or an adapter comes without a recipe.
+        NlftError: the folder holds neither, an adapter comes without a recipe, or the data that its own recipe names
+            is not on this machine.
     """
     console = console or Console(quiet=True)
-    folder = Path(path)
-    own = recipe is None and (folder / "config.yaml").is_file()
+    folder = fetch_adapter(path)
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        check_files(folder, manifest)
+    beside = folder / ("config.yaml" if manifest is None else "recipe.yaml")
+    own = recipe is None and beside.is_file()
     if own:
-        recipe = own_recipe(folder / "config.yaml", console)
+        recipe = own_recipe(beside, console)
     weights = weights_of(folder)
     if recipe is None:
         raise NlftError(f"{path} is an adapter and brings no evaluations.", "Name a recipe with --recipe.")
-    domains = load_domains(recipe)
+    domains = load_foreign(recipe, path) if own and manifest is not None else load_domains(recipe)
     base = load_base(recipe.base)
     prepared = prepare(recipe, domains, base)
-    adapter = (weights / "adapter_config.json").is_file()
+    adapter = (weights / CONFIG).is_file()
     if not adapter and (not own or next(iter(recipe.methods.values())).kind == "full"):
         base.model.float()  # as full finetuning does, so that both columns are of one dtype
     before = measure(base.model, base, recipe, prepared, 0, "base")
@@ -72,12 +84,25 @@ def evaluate_run(path: str, recipe: Recipe | None = None, console: Console | Non
             model = learner.load(base, weights)
         after = measure(model, base, recipe, prepared, 1, "on", learner)
     else:
-        after = measure(load_weights(weights, base), base, recipe, prepared, 1, "on")
+        after = measure(load_weights(weights, base, any_base), base, recipe, prepared, 1, "on")
     lines = []
     for column, metric in dict.fromkeys((item.column, item.metric) for item in after):
         n_rows, adapted = counted_mean(after, column, metric)
         lines.append(Rescored(column, metric, counted_mean(before, column, metric)[1], adapted, n_rows))
     return lines
+
+
+def load_foreign(recipe: Recipe, path: str) -> Domains:
+    """Reads the data that the recipe of an exported directory names; it may have been made on another machine.
+
+    Raises:
+        NlftError: it is not here.
+    """
+    try:
+        return load_domains(recipe)
+    except NlftError as error:
+        hint = f"The recipe that {path} brings names data that this machine does not have: name one with --recipe."
+        raise NlftError(error.message, hint) from error
 
 
 def weights_of(folder: Path) -> Path:
@@ -87,7 +112,7 @@ def weights_of(folder: Path) -> Path:
         NlftError: there are none.
     """
     for candidate in (folder, folder / "adapter"):
-        if (candidate / "adapter_config.json").is_file():
+        if (candidate / CONFIG).is_file():
             return candidate
     stages = finished_stages(folder)
     if stages and (stages[-1] / "model").is_dir():
@@ -119,24 +144,21 @@ def weights_of(folder: Path) -> Path:
     raise NlftError(f"{folder} holds neither a run with weights nor a PEFT adapter.", hint)
 
 
-def load_weights(weights: Path, base: FrozenBase) -> Any:
+def load_weights(weights: Path, base: FrozenBase, any_base: bool = False) -> Any:
     """The adapted model: what lies in the folder decides how, a PEFT adapter or the weights of full finetuning.
+
+    Args:
+        any_base: take an adapter onto another base than it was made for.
 
     Raises:
         NlftError: they are damaged, or made for another base.
     """
-    adapter = (weights / "adapter_config.json").is_file()
-    if adapter and isinstance(read_config(weights), TaskPeftConfig):
-        read_adapter(weights, apart=False)  # says what is wrong with it before PEFT makes anything of its settings
     with readable(weights, base):
-        if adapter:
-            from peft import PeftModel
-
-            model: Any = PeftModel.from_pretrained(base.model, str(weights))
-        else:
-            model = Full(FullConfig(kind="full", lr=1.0)).load(base, weights)
-    made_for = getattr(model.active_peft_config, "base_fingerprint", None) if adapter else None
-    if made_for not in (None, base.fingerprint):
+        if not (weights / CONFIG).is_file():
+            return Full(FullConfig(kind="full", lr=1.0)).load(base, weights)
+        model: Any = put_on(weights, base.model, any_base)
+    made_for = None if any_base else getattr(model.active_peft_config, "base_fingerprint", None)
+    if made_for not in (None, base.fingerprint) and not other_form(model.active_peft_config, model):
         raise NlftError(
             f"{weights} was made for a base with other weights than {base.name!r}.",
             "Score it on its own base: set base.model in the recipe.",

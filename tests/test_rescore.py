@@ -28,7 +28,7 @@ def test_an_adapter_of_another_architecture_is_a_sentence(
     for family, target in (("gpt2", "c_proj"), ("llama", "o_proj")):
         config = LoraConfig(target_modules=[target], task_type="CAUSAL_LM", fan_in_fan_out=family == "gpt2")
         get_peft_model(make_model(family), config).save_pretrained(str(tmp_path / family))
-        with pytest.raises(NlftError, match="do not load onto 'builtin:tiny'") as caught:
+        with pytest.raises(NlftError, match="does not load onto this LlamaForCausalLM") as caught:
             evaluate_run(str(tmp_path / family), recipe())
         assert "base.model" in caught.value.hint
 
@@ -37,7 +37,7 @@ def test_a_damaged_adapter_is_a_sentence(recipe: Callable[..., Any], tmp_path: P
     out = run_method(recipe(), "lora", tmp_path / "run", report=False)
     path = out / "adapter" / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(NlftError, match="do not load onto 'builtin:tiny'"):
+    with pytest.raises(NlftError, match="does not load onto this LlamaForCausalLM"):
         evaluate_run(str(out))
 
 

@@ -13,22 +13,28 @@ from nlft import __version__
 from nlft.cli import (
     chat,
     compare,
+    continue_,
     cp,
     demo,
     dissect,
     env,
     eval,
+    export,
     gate,
     inspect,
     ls,
+    merge,
     promote,
     prune,
+    push,
     report,
+    resume,
     show,
     tasks,
     train,
     tune,
     validate,
+    verify,
 )
 from nlft.errors import NlftError, reason
 
@@ -47,9 +53,14 @@ app.command("show")(show.show)
 app.command("validate")(validate.validate)
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
+app.command("resume")(resume.resume)
+app.command("continue")(continue_.continue_)
 app.command("eval")(eval.evaluate)
+app.command("export")(export.export)
+app.command("verify")(verify.verify)
 app.command("report")(report.report)
 app.command("gate")(gate.gate)
+app.command("merge")(merge.merge)
 app.command("inspect")(inspect.inspect)
 app.command("dissect")(dissect.dissect)
 app.command("tune")(tune.tune)
@@ -57,6 +68,7 @@ app.command("tasks")(tasks.tasks)
 app.command("chat")(chat.chat)
 app.command("promote")(promote.promote)
 app.command("prune")(prune.prune)
+app.command("push")(push.push)
 app.command("env")(env.env)
 
 

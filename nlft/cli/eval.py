@@ -10,10 +10,18 @@ from nlft.cli.argument import going_on, open_console
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A result folder, or a PEFT adapter's folder.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|ADAPTER", help="A result folder, an adapter's folder, or USER/NAME[@REVISION] on the Hub."
+        ),
+    ],
     recipe: Annotated[
-        str | None, typer.Option(metavar="RECIPE", help="Base, tasks and probes; a run brings its own.")
+        str | None, typer.Option(metavar="RECIPE", help="Base, tasks and probes; runs and exports bring their own.")
     ] = None,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Take another base than the adapter was made for.")
+    ] = False,
 ) -> None:
     """Score a run or an adapter again, beside its base."""
     from rich.table import Table
@@ -26,7 +34,7 @@ def evaluate(
     with going_on():
         from nlft.rescore import evaluate_run
 
-        lines = evaluate_run(run, loaded, console)
+        lines = evaluate_run(run, loaded, console, any_base)
     table = Table("column", "metric", "rows", "base", "adapted", "difference")
     for column in table.columns[2:]:
         column.justify = "right"

@@ -47,9 +47,14 @@ def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         "validate",
         "train",
         "compare",
+        "resume",
+        "continue",
         "eval",
+        "export",
+        "verify",
         "report",
         "gate",
+        "merge",
         "inspect",
         "dissect",
         "tune",
@@ -57,6 +62,7 @@ def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         "chat",
         "promote",
         "prune",
+        "push",
         "env",
     )
     with pytest.raises(SystemExit) as stop:

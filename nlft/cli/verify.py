@@ -1,0 +1,31 @@
+"""`nlft verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nlft.cli.argument import going_on, open_console, say
+
+
+def verify(
+    adapter: Annotated[str, typer.Argument(metavar="DIR|USER/NAME[@REV]", help="What `nlft export` wrote.")],
+    no_rescore: Annotated[bool, typer.Option("--no-rescore", help="Do not score tasks and probes again.")] = False,
+    any_base: Annotated[bool, typer.Option("--any-base", help="Take the base as it is, whatever its weights.")] = False,
+) -> None:
+    """Load an exported adapter in a fresh process and compare it with what was measured.
+
+    Exits with 2 if it is something else.
+    """
+    console = open_console()
+    with going_on():
+        from nlft.cli.export import show_checks
+        from nlft.remote import fetch_adapter
+        from nlft.verification import verify as check
+
+        folder = fetch_adapter(adapter)
+        verified = check(folder, rescore=not no_rescore, any_base=any_base, console=console)
+    show_checks(verified, console)
+    verified.require()
+    say(console, f"{folder} is what was measured.")

@@ -1,0 +1,108 @@
+"""`nlft.load`: an adapter and the base that it was made for, in one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from nlft.adapter import CONFIG, adapter_folder, read_adapter, read_config, recipe_of
+from nlft.base import UNREADABLE, FrozenBase, load_base
+from nlft.config import BaseConfig
+from nlft.errors import NlftError, reason
+from nlft.manifest import Manifest, read_manifest
+from nlft.pathways.task import TaskPeftConfig
+from nlft.remote import fetch_adapter
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load(
+    path_or_id: str | Path, base: Any = None, revision: str | None = None, any_base: bool = False, **options: Any
+) -> PeftModel:
+    """Loads an adapter onto its base.
+
+    Args:
+        path_or_id: an exported directory, a run of `nlft train`, any PEFT adapter, or USER/NAME[@REVISION] on the Hub.
+        base: a model, or what a recipe's `base.model` names; the base that the adapter notes when None.
+        revision: of the adapter on the Hub.
+        any_base: load onto another base than the adapter was made for, whatever comes of it.
+        options: of `PeftModel.from_pretrained`, as `is_trainable` or `adapter_name`.
+
+    Raises:
+        NlftError: there is no such adapter, it is damaged, or the base is another one.
+    """
+    folder = adapter_folder(fetch_adapter(str(path_or_id), revision))
+    if base is None or isinstance(base, str | Path):
+        note = base_note(folder)
+        named = note if base is None else note.model_copy(update={"model": str(base), "revision": None})
+        frozen = load_base(named)
+        if not any_base:
+            check_fingerprint(read_manifest(folder), frozen)
+        base = frozen.model
+    return put_on(folder, base, any_base, **options)
+
+
+def put_on(folder: Path, base: Any, any_base: bool = False, **options: Any) -> PeftModel:
+    """`PeftModel.from_pretrained(base, folder)`, after the folder's tensors were compared with its settings.
+
+    Raises:
+        NlftError: they do not fit each other or the base.
+    """
+    config = read_config(folder)
+    if isinstance(config, TaskPeftConfig):
+        read_adapter(folder, apart=False)
+        if any_base:
+            options["config"] = config
+            config.check_base = False
+    try:
+        return PeftModel.from_pretrained(base, str(folder), **options)
+    except torch.OutOfMemoryError:
+        raise
+    except UNREADABLE as error:
+        raise NlftError(
+            f"The adapter in {folder} does not load onto this {type(base).__name__}: {reason(error)}",
+            "Load it onto the base that it was made for (base.model in a recipe), and check that its files are whole.",
+        ) from error
+
+
+def base_note(folder: Path) -> BaseConfig:
+    """The base that an adapter's folder names: its manifest, the recipe of its run, or PEFT's own note.
+
+    Raises:
+        NlftError: there is none.
+    """
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        note = manifest.base
+        plain = note.quantization == "none" and note.dtype in DTYPES
+        fields = {"model": note.model, "revision": note.revision, "quantization": note.quantization}
+        return BaseConfig.model_validate(fields | {"dtype": note.dtype if plain else "auto"})
+    recipe = recipe_of(folder, None)
+    if recipe is not None:
+        return recipe.base
+    config = read_config(folder)
+    if not config.base_model_name_or_path:
+        raise NlftError(f"{folder / CONFIG} names no base model.", "Name it: nlft.load(adapter, base=MODEL).")
+    return BaseConfig(model=config.base_model_name_or_path, revision=config.revision)
+
+
+def check_fingerprint(manifest: Manifest | None, base: FrozenBase) -> None:
+    """Refuses a base with other weights than the manifest's.
+
+    Weights of another dtype or quantisation have another hash, and so they are not compared.
+
+    Raises:
+        NlftError: they differ.
+    """
+    if manifest is None or manifest.base.sha256 is None:
+        return
+    alike = manifest.base.dtype == str(base.model.dtype).removeprefix("torch.")
+    if alike and manifest.base.sha256 != base.fingerprint:
+        raise NlftError(
+            f"The adapter was made for {manifest.base.model} with other weights (sha256"
+            f" {manifest.base.sha256[:12]}…, and those of {base.name} have {base.fingerprint[:12]}…).",
+            "Give the base and revision that it was made for, or say that any base will do: any_base=True.",
+        )
