@@ -280,7 +280,9 @@ def below_adapters(module: nn.Module) -> nn.Module:
 
 def is_map(module: nn.Module) -> bool:
     """Whether a module is one linear map, quantised or not, or GPT-2's `Conv1D`."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))
 
 
 def map_widths(module: Any) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from nlft.base import block_input
 from nlft.errors import NlftError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def block_inputs(
         last: keep the last token of every row too, after which nothing is predicted.
     """
     root = model.get_base_model() if hasattr(model, "get_base_model") else model
-    modules = {name: root.get_submodule(name) for name in blocks}
+    modules = {name: root.get_submodule(block_input(root, name)) for name in blocks}
     device = root.get_input_embeddings().weight.device
     for batch in batches:
         ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)

@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent / "pathways"))
+
+from families import FAMILIES, USUAL
+
 SHARED = Path(os.environ.get("NLFT_SHARED", Path(__file__).parent.parent.parent / "shared"))
 """Real data and a small real model for tests; tests that need them are skipped when they are absent."""
-
-WIDTH, DEPTH, VOCABULARY = 32, 4, 97
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": WIDTH,
-    "intermediate_size": 48,
-    "num_hidden_layers": DEPTH,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-GROUPED = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", GROUPED),
-    "qwen2": ("Qwen2Config", SIZES | {"num_key_value_heads": 2}),
-    "qwen3": ("Qwen3Config", GROUPED),
-    "mistral": ("MistralConfig", GROUPED),
-    "gemma2": ("Gemma2Config", GROUPED),
-    "gemma3": ("Gemma3TextConfig", GROUPED),
-    "gpt2": (
-        "GPT2Config",
-        {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "n_positions": 64}
-        | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
-    ),
-    "gpt_neox": ("GPTNeoXConfig", SIZES),
-    "phi": ("PhiConfig", SIZES),
-    "mixtral": ("MixtralConfig", GROUPED | {"num_local_experts": 4}),
-    "qwen3_moe": (
-        "Qwen3MoeConfig",
-        GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-    ),
-}
 
 
 def build_model(family: str, seed: int = 0, **changes: Any) -> Any:
@@ -65,9 +36,9 @@ def make_model() -> Callable[..., Any]:
     return build_model
 
 
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(params=USUAL)
 def family(request: pytest.FixtureRequest) -> str:
-    """Every family in turn."""
+    """Every usual family in turn."""
     return request.param
 
 

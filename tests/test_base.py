@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM
 
-from nlft.base import choose_device, context_length, find_blocks, fingerprint, load_base
+from nlft.base import block_input, choose_device, context_length, find_blocks, fingerprint, load_base
 from nlft.config import BaseConfig
 from nlft.errors import BaseModelError
 
@@ -28,7 +28,7 @@ def test_blocks_are_the_mlps(make_model: Callable[..., Any], family: str) -> Non
     assert context_length(model) == 64
 
 
-def test_no_block_is_a_sentence() -> None:
+def test_bare_maps_are_a_block_that_reads_what_the_first_reads() -> None:
     config = OPTConfig(
         vocab_size=97,
         hidden_size=32,
@@ -37,8 +37,17 @@ def test_no_block_is_a_sentence() -> None:
         num_attention_heads=4,
         word_embed_proj_dim=32,
     )
-    with pytest.raises(BaseModelError, match=r"Layer 0 \(OPTDecoderLayer\) has no MLP block"):
-        find_blocks(OPTForCausalLM(config))
+    model = OPTForCausalLM(config)
+    assert find_blocks(model) == ["model.decoder.layers.0.fc2", "model.decoder.layers.1.fc2"]
+    assert block_input(model, "model.decoder.layers.1.fc2") == "model.decoder.layers.1.fc1"
+    for other in ("model.decoder.layers.1", "model.decoder.layers.1.fc1", "model.decoder.layers.1.self_attn.q_proj"):
+        assert block_input(model, other) == other
+
+
+def test_no_block_is_a_sentence() -> None:
+    config = MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)
+    with pytest.raises(BaseModelError, match=r"Layer 0 \(MambaBlock\) has no MLP block"):
+        find_blocks(MambaForCausalLM(config))
 
 
 def test_fingerprint_sees_one_bit(make_model: Callable[..., Any]) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent))
+from hub_stand_in import HubStandIn, connect  # pyright: ignore
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 Example = Callable[..., list[str]]
 
@@ -71,6 +74,20 @@ def test_session_memory(example: Example) -> None:
     line = example("session_memory.py", "40")[-1]
     before, after = (int(word) for word in line.replace(",", "").split() if word.isdecimal() and word != "20")
     assert before <= 3 and after >= before + 4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_continue_from_hub(example: Example, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    with HubStandIn() as hub:
+        connect(monkeypatch, hub, tmp_path)
+        first, *lines = [line for line in example("continue_from_hub.py", "alice/people") if "%" in line or "@" in line]
+    assert first.startswith("pushed as alice/people@")
+    before = {line.split()[1]: float(line.split()[2].rstrip("%")) for line in lines}
+    after = {line.split()[1]: float(line.split()[4].rstrip("%")) for line in lines}
+    assert lines[0].split()[:2] == ["task", "ships"] and set(after) == {"ships", "people", "facts"}
+    assert after["ships"] > before["ships"] + 50 and after["people"] == before["people"] > 50
 
 
 def cells(kind: str) -> list[dict[str, Any]]:

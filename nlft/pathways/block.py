@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from nlft.base import find_blocks
+from nlft.base import block_input, find_blocks
 from nlft.errors import NlftError
+from nlft.pathways.base_sample import check_base, sample_base
 from nlft.pathways.gate import GATES, GateDict, install_gate, remove_gate
+from nlft.pathways.precision import in_float32
+from nlft.pathways.refusals import RefusingTuner, check_places
 from nlft.pathways.state import install_keeper, remove_keeper
+from nlft.pathways.stranger import check_stored, enough_memory
 from nlft.pathways.task import TaskPeftConfig
 
 NO_MERGE = (
@@ -29,6 +31,9 @@ class PathwayLayer(nn.Module, BaseTunerLayer):
     The module (an MLP block, or a linear map) is kept whole as `base_layer`, so its kind (dense, mixture of
     experts, quantised) does not matter; a tuple that it returns, and further arguments that it takes, pass through.
 
+    Where a layer has no MLP block but two bare maps, the second is wrapped, and `listen` lets the memories read what
+    the first one reads.
+
     A subclass names the ModuleDict of its memories in `adapter_layer_names` and builds one in `make_core`. A
     core maps [..., D] to the shape of the module's output, float32. Its `tasks` is a ModuleList with a part for
     each task that it has learned. What must never be trained is a buffer of the core, since PEFT
@@ -42,6 +47,8 @@ class PathwayLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter: str | list[str] = []
+        self.listener: Any = None
+        self.heard: torch.Tensor | None = None
         setattr(self, self.adapter_layer_names[0], nn.ModuleDict())
 
     @property
@@ -49,13 +56,22 @@ class PathwayLayer(nn.Module, BaseTunerLayer):
         """The memories by adapter."""
         return getattr(self, self.adapter_layer_names[0])
 
+    def listen(self, module: nn.Module) -> None:
+        """From now on the memories read the input of another module, which runs before this one."""
+        self.listener = self.listener or module.register_forward_pre_hook(self.hear)
+
+    def hear(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the other module."""
+        self.heard = args[0]
+
     def make_core(self, config: Any) -> nn.Module:
         """A memory as its config describes it."""
         raise NotImplementedError
 
     def update_layer(self, adapter_name: str, config: PeftConfig) -> None:
         """Adds an adapter."""
-        self.cores[adapter_name] = self.make_core(config)
+        with enough_memory(f"The adapter {adapter_name!r}"):
+            self.cores[adapter_name] = self.make_core(config)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -83,8 +99,10 @@ class PathwayLayer(nn.Module, BaseTunerLayer):
         """The block's output with the active memories added; writes no state."""
         active = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.cores]
         x = args[0] if args else next(iter(kwargs.values()))
+        if self.listener is not None:
+            x, self.heard = cast(torch.Tensor, self.heard), None
         # Before the block, which may write into its input.
-        added = [self.cores[name](x) for name in active]
+        added = [self.read(self.cores[name], x) for name in active]
         output = self.base_layer(*args, **kwargs)
         if not added:
             return output
@@ -94,10 +112,25 @@ class PathwayLayer(nn.Module, BaseTunerLayer):
         return y if rest is None else (y, *rest)
 
 
-class PathwayModel(BaseTuner):
+    def read(self, core: Any, x: torch.Tensor) -> torch.Tensor:
+        """What one memory adds; a memory with a state gets sequences, also where the layer has joined its rows."""
+        rows = core.keeper[0].now.rows if core.keeper is not None else None
+        return in_float32(core, x.view(rows, -1, x.shape[-1]) if x.ndim == 2 and rows else x)
+
+
+class PathwayModel(RefusingTuner):
     """PEFT tuner that wraps MLP blocks; a subclass sets `prefix` and `tuner_layer_cls`."""
 
     tuner_layer_cls: type[PathwayLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def _check_new_adapter_config(self, config: Any) -> None:
+        # PEFT's first step of an injection: nothing has been changed yet.
+        super()._check_new_adapter_config(config)
+        new = not config.tasks and (config.is_fresh or not (config.base_sample or config.inference_mode))
+        if new:
+            config.base_sample, config.is_fresh = sample_base(self.model) or None, True
+        else:
+            check_base(config, self.model)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         if peft_config.target_modules is None:
@@ -107,6 +140,11 @@ class PathwayModel(BaseTuner):
     @classmethod
     def keeps_state(cls, config: Any) -> bool:
         """Whether a sequence has a state under this config, so that a keeper is needed."""
+        return False
+
+    @classmethod
+    def adds_to_maps(cls, config: Any) -> bool:
+        """Whether the wrapped modules are linear maps whose own input is read, instead of MLP blocks."""
         return False
 
     def default_targets(self, peft_config: TaskPeftConfig) -> set[str]:
@@ -128,6 +166,9 @@ class PathwayModel(BaseTuner):
         else:
             layer = self.tuner_layer_cls(target, self.model.config.get_text_config().hidden_size)
             layer._active_adapter = self.active_adapters
+        source = current_key if self.adds_to_maps(peft_config) else block_input(self.model, current_key)
+        if source != current_key:
+            layer.listen(self.model.get_submodule(source))
         layer.update_layer(adapter_name, peft_config.at(current_key))
         gate = install_gate(self.model, adapter_name, peft_config)
         keeper = install_keeper(self.model, adapter_name) if self.keeps_state(peft_config) else None
@@ -156,20 +197,13 @@ class PathwayModel(BaseTuner):
         if isinstance(new_module, PathwayLayer):
             super()._replace_module(parent, child_name, new_module, child)
         else:
+            if isinstance(child, PathwayLayer) and child.listener is not None:
+                child.listener.remove()
             # PEFT would hand over `child.weight`, which a block does not have.
             setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(NO_MERGE)
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise NlftError(
-                "`adapter_names` (an adapter for each row) is not supported by memories.",
-                "Use `set_adapter`.",
-            )
-        yield
 
     @classmethod
     def _get_adapter_state_dict(
@@ -199,10 +233,12 @@ class PathwayModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         # PEFT puts the adapter's name into keys of the modules that it wrapped; the gate is none of them. It is
         # taken apart first, for an adapter may have its name.
+        check_stored(config, state_dict)
         gates = {key: tensor for key, tensor in state_dict.items() if f".{GATES}." in key}
         rest = {key: tensor for key, tensor in state_dict.items() if key not in gates}
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, rest)
         named = {key.replace(f".{GATES}.", f".{GATES}.{adapter_name}.", 1): gates[key] for key in gates}
+        check_places(model, [*remapped, *named])
         return {**remapped, **named}
 
     @classmethod

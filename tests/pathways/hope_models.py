@@ -13,8 +13,6 @@ from nlft.pathways.hope.config import HopePeftConfig
 from nlft.pathways.hope.model import hope_cores
 from nlft.pathways.state import StateKeeper, keepers_of
 
-HOPE_FAMILIES = ("llama", "gpt2", "gpt_neox", "mixtral", "gpt_oss", "gemma2")
-every_hope_family = pytest.mark.parametrize("family", HOPE_FAMILIES)
 KINDS: dict[str, dict[str, Any]] = {
     "dot": {},
     "l2": {"objective": "l2"},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cms_models import ROWS, cms, train
 from gated_models import FIRST, begin_gated, calibrate_gated, end_gated, gate_of, mixed, train_gated
-from pathway_models import BACKGROUND, batch, build, logits, loss
+from pathway_models import BACKGROUND, batch, build, every_shape, logits, loss
 from peft import PeftModel
 from transformers import DynamicCache
 
@@ -22,8 +22,6 @@ from nlft.pathways.forward_pass import Pass
 from nlft.pathways.state import KEEPERS, StateKeeper
 
 CHUNK = 3
-FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "mixtral", "gpt_oss")
-every_family = pytest.mark.parametrize("family", FAMILIES)
 LONG = batch(4, 13, 9)
 
 
@@ -132,7 +130,7 @@ def online(family: str = "llama", **fields: Any) -> Any:
     return cms(build(family), "headwise", online_chunk=CHUNK, periods=[1, 4], **fields)
 
 
-@every_family
+@every_shape
 def test_identity_and_gradients(family):
     expected = logits(build(family), LONG)
     adapted = online(family)
@@ -170,7 +168,7 @@ def test_what_was_written_is_read_a_chunk_later_and_never_before():
             assert torch.equal(adapted(input_ids=changed).logits[:, :t], whole[:, :t]), t
 
 
-@every_family
+@every_shape
 def test_prefill_and_decoding_equal_one_forward(family):
     adapted = awake(online(family))
     ids = torch.randint(3, 97, (3, 10), generator=torch.Generator().manual_seed(5))
@@ -192,7 +190,7 @@ def test_prefill_and_decoding_equal_one_forward(family):
             torch.testing.assert_close(part[there], whole[:, start:stop][there], rtol=0, atol=5e-4)
 
 
-@every_family
+@every_shape
 def test_generation(family):
     adapted = awake(online(family))
     ids = torch.randint(3, 97, (2, 8), generator=torch.Generator().manual_seed(5))

@@ -23,7 +23,7 @@ from gated_models import (
     train_gated,
     trained_gated,
 )
-from pathway_models import BACKGROUND, TASKS, build, every_family, logits, loss
+from pathway_models import BACKGROUND, TASKS, build, every_shape, logits, loss
 from transformers import DynamicCache
 
 from nlft.base import fingerprint
@@ -37,7 +37,7 @@ ROWS = TASKS[FIRST][0]
 # What stands behind the gate matters little to it: one kind for each family here, each kind somewhere.
 kind_by_family = pytest.mark.parametrize(
     ("family", "kind"),
-    [(family, KINDS[number % len(KINDS)]) for number, family in enumerate(every_family.mark.args[1])],
+    [(family, KINDS[number % len(KINDS)]) for number, family in enumerate(every_shape.mark.args[1])],
 )
 
 
@@ -55,7 +55,7 @@ def left_padded(lengths: list[int], width: int = 12) -> tuple[torch.Tensor, torc
 
 
 @every_kind
-@every_family
+@every_shape
 def test_identity_gradients_silence_and_causality(family, kind):
     base = build(family)
     before, hooks = fingerprint(base), hook_count(base)
@@ -102,8 +102,7 @@ def test_prefill_and_decoding_equal_one_forward(family, kind):
 
     @torch.no_grad()
     def outputs(start: int, stop: int, **options) -> tuple[torch.Tensor, torch.Tensor]:
-        if family != "bloom":  # it has none
-            options["position_ids"] = places[:, start:stop]
+        options["position_ids"] = places[:, start:stop]
         found = adapted(input_ids=ids[:, start:stop], attention_mask=mask[:, :stop], **options).logits
         return found, open_of(adapted)
 
@@ -136,9 +135,8 @@ def test_generation(family, kind):
     # A draft that is taken back cuts the cache.
     drafted = adapted.generate(input_ids=ids[:1], **options, prompt_lookup_num_tokens=3)
     assert torch.equal(drafted[0], found[0])
-    if family != "bloom":
-        static = adapted.generate(**rows, **options, cache_implementation="static")
-        assert torch.equal(static, found)
+    static = adapted.generate(**rows, **options, cache_implementation="static")
+    assert torch.equal(static, found)
 
 
 def test_a_cache_of_a_direct_call_goes_on():

@@ -9,7 +9,6 @@ import torch
 from hope_models import (
     KINDS,
     core_of,
-    every_hope_family,
     every_kind,
     hope,
     lively,
@@ -17,7 +16,7 @@ from hope_models import (
     shaken,
     train_hope,
 )
-from pathway_models import TASKS, build, logits, loss
+from pathway_models import TASKS, build, every_shape, logits, loss
 
 from nlft.base import fingerprint
 from nlft.ops.delta_memory import delta_steps
@@ -33,7 +32,7 @@ def hook_count(model: Any) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@every_hope_family
+@every_shape
 def test_identity_gradients_and_removal(family, dtype):
     base = build(family, dtype)
     before, hooks, expected = fingerprint(base), hook_count(base), logits(base)

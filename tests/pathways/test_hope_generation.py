@@ -5,16 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from hope_models import (
-    HOPE_FAMILIES,
     KINDS,
     WIDTH,
-    every_hope_family,
     every_kind,
     lively,
     places_of,
     rows_of,
 )
-from pathway_models import build
+from pathway_models import SHAPES, build, every_shape
 from transformers import DynamicCache
 
 from nlft.errors import NlftError
@@ -24,7 +22,7 @@ LENGTHS = [12, 11, 7]
 kind_by_family = pytest.mark.parametrize(
     ("family", "kind"),
     [
-        *((family, list(KINDS)[number % len(KINDS)]) for number, family in enumerate(HOPE_FAMILIES)),
+        *((family, list(KINDS)[number % len(KINDS)]) for number, family in enumerate(SHAPES)),
         *(("llama", kind) for kind in list(KINDS)[1:]),
     ],
 )
@@ -52,7 +50,7 @@ def test_prefill_and_decoding_equal_one_forward(family, kind):
 
 
 @every_kind
-@every_hope_family
+@every_shape
 def test_padding_on_either_side_changes_nothing(family, kind):
     adapted = lively(family, **KINDS[kind])
     for side in ("left", "right"):

@@ -7,32 +7,19 @@ from typing import Any
 import pytest
 import torch
 from pathway_models import (
-    adapt,
     begin,
     both,
     build,
     calibrate,
-    every_family,
     logits,
     settings,
     train,
     trained,
 )
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from nlft.pathways.sparse_memory.model import end_task, memories
-
-
-@both
-@every_family
-def test_reload_under_another_name(family, addressing, tmp_path):
-    adapted = trained(family, addressing)
-    expected = logits(adapted)
-    adapted.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(build(family), str(tmp_path), adapter_name="other")
-    assert torch.equal(logits(again), expected)
 
 
 @both
@@ -53,7 +40,7 @@ def test_awkward_adapter_names(addressing, adapter, tmp_path):
 
 
 @both
-@pytest.mark.parametrize("second", ["other", "0", "tasks"])
+@pytest.mark.parametrize("second", ["0", "tasks"])
 def test_two_adapters(addressing, second, tmp_path):
     adapted = trained("llama", addressing)
     first_logits, base_logits = logits(adapted), logits(build("llama"))
@@ -96,20 +83,6 @@ def test_low_cpu_memory_loading(addressing, tmp_path):
     assert torch.equal(logits(again), logits(adapted))
     trainable = [name for name, p in again.named_parameters() if p.requires_grad]
     assert len(trainable) == 2 and all(name.endswith("tasks.1.values") for name in trainable)
-
-
-@both
-def test_loading_by_path_alone_and_by_transformers(addressing, tmp_path):
-    build("llama").save_pretrained(tmp_path / "base")
-    adapted = adapt(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), addressing)
-    begin(adapted, "first task")
-    train(adapted, "first task")
-    adapted.save_pretrained(tmp_path / "adapter")
-    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
-    assert torch.equal(logits(again), logits(adapted))
-    native = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    native.load_adapter(str(tmp_path / "adapter"))
-    assert torch.equal(logits(native), logits(adapted))
 
 
 @both

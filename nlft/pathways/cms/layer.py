@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from nlft.pathways.block import PathwayLayer
+from nlft.base import map_widths
+from nlft.pathways.block import NO_MERGE, PathwayLayer
 from nlft.pathways.cms.config import CmsPeftConfig
 from nlft.pathways.cms.levels import Delta, Levels
 from nlft.pathways.cms.online import OnlineLevels
 from nlft.pathways.gate import PrototypeGate
-from nlft.pathways.gated_lora.layer import widths
 from nlft.pathways.state import StateKeeper
 
-NO_MERGE_OF_DELTAS = (
-    "Changes of pretrained maps are linear, but merging them into the base's weights is not built. "
-    "Keep the adapter beside the base, or call `unload()` to get the base back."
+KEEP = "Keep the adapter beside the base, or call `unload()` to get the base back."
+NO_MERGE_OF_GATED = (
+    f"A change behind a gate depends on what was read, so it cannot be merged into the base's weights. {KEEP}"
+)
+NO_MERGE_INTO_QUANTISED = (
+    "The base is quantised: rounding would take away most of a change that is merged into such weights. "
+    f"Load the base unquantised and merge there. {KEEP}"
 )
 
 
@@ -81,15 +88,75 @@ class CmsLayer(PathwayLayer):
     """An MLP block with levels beside it, or the last linear map of one with a low-rank change."""
 
     adapter_layer_names = ("nlft_cms_core",)
+    weight_before: torch.Tensor | None = None
+    """Of the last linear map, while something is merged into it."""
 
     def make_core(self, config: CmsPeftConfig) -> CmsCore:  # pyright: ignore
         """The levels that the config describes."""
         if config.init == "pretrained":
-            return CmsCore(*widths(self.base_layer), config)
+            return CmsCore(*map_widths(self.base_layer), config)
         return CmsCore(self.width, self.width, config)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuses."""
-        if any(core.config.init == "pretrained" for core in self.cores.values()):  # pyright: ignore
-            raise NotImplementedError(NO_MERGE_OF_DELTAS)
-        super().merge(safe_merge, adapter_names)
+        """Adds the changes of pretrained maps to the weight, summed in float32 (or float64) and rounded once.
+
+        The weight as it was is kept, so that `unmerge` gives it back bit for bit.
+
+        Args:
+            safe_merge: refuse a weight that is not finite.
+            adapter_names: of the adapters to merge; the active ones when None.
+
+        Raises:
+            NotImplementedError: an adapter is not linear, or the weight is quantised.
+            ValueError: the merged weight is not finite.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.cores]
+        cores = [cast(CmsCore, self.cores[name]) for name in names]
+        check_mergeable([core.config for core in cores], [self])
+        if not cores:
+            return
+        target: Any = self.get_base_layer()
+        weight: torch.Tensor = target.weight.data
+        merged = weight
+        for part in (cast(Delta, part) for core in cores for part in core.parts):
+            change = part.change()
+            merged = merged + (change.T if isinstance(target, Conv1D) else change)
+        merged = merged.to(weight.dtype)
+        if safe_merge and not bool(torch.isfinite(merged).all()):
+            raise ValueError(f"NaNs detected in the merged weights. The adapters {names} seem to be broken.")
+        if self.weight_before is None:
+            self.weight_before = weight
+        target.weight.data = merged
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Puts the weight back that was there before anything was merged."""
+        if self.weight_before is None:
+            return
+        target: Any = self.get_base_layer()
+        target.weight.data = self.weight_before.to(target.weight)
+        self.weight_before = None
+        self.merged_adapters.clear()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """A merged weight speaks for itself; switched off, it is unmerged, as in all of PEFT."""
+        if self.merged and self.disable_adapters:
+            self.unmerge()
+        return self.base_layer(*args, **kwargs) if self.merged else super().forward(*args, **kwargs)
+
+
+def check_mergeable(configs: Iterable[CmsPeftConfig], layers: Iterable[CmsLayer]) -> None:
+    """Refuses what no weight can say.
+
+    Raises:
+        NotImplementedError: with the reason.
+    """
+    for config in configs:
+        if config.init != "pretrained":
+            raise NotImplementedError(NO_MERGE)
+        if config.gate_layer is not None:
+            raise NotImplementedError(NO_MERGE_OF_GATED)
+    for layer in layers:
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        if weight is not None and not weight.is_floating_point():
+            raise NotImplementedError(NO_MERGE_INTO_QUANTISED)

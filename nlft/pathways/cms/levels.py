@@ -123,6 +123,10 @@ class Delta(TaskPart):
         with torch.autocast(x.device.type, enabled=False):
             return (x.to(self.A.dtype) @ self.A.T) @ self.B.T * self.scale
 
+    def change(self) -> torch.Tensor:
+        """What the change adds to the map's weight, `s * B A` [D_out, D_in], without a gradient."""
+        return self.B.detach() @ self.A.detach() * self.scale
+
 
 def rms(u: torch.Tensor) -> torch.Tensor:
     """`u` [..., D] divided by the root of its mean square (Zhang & Sennrich 2019), without weights."""

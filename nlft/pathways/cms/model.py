@@ -7,15 +7,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from nlft.base import decoder_layers, find_blocks
+from nlft.base import decoder_layers, find_blocks, is_map, map_widths
 from nlft.errors import NlftError
 from nlft.pathways.block import PathwayModel, chosen_blocks, cores_of
 from nlft.pathways.cms.config import CmsPeftConfig
-from nlft.pathways.cms.layer import NO_MERGE_OF_DELTAS, CmsCore, CmsLayer
+from nlft.pathways.cms.layer import CmsCore, CmsLayer, check_mergeable
 from nlft.pathways.gate import check_behind_gate, layer_behind_gate
-from nlft.pathways.gated_lora.layer import widths
 
 
 class CmsModel(PathwayModel):
@@ -70,7 +68,12 @@ class CmsModel(PathwayModel):
         if peft_config.init == "zero":
             return names
         width = self.model.config.get_text_config().hidden_size
-        return {f"{name}.{last_map(self.model.get_submodule(name), name, width)}" for name in sorted(names)}
+        return {last_map(self.model.get_submodule(name), name, width) for name in sorted(names)}
+
+    @classmethod
+    def adds_to_maps(cls, config: CmsPeftConfig) -> bool:
+        """With `init: pretrained` a level changes a map."""
+        return config.init == "pretrained"
 
     def level_of(self, config: CmsPeftConfig, module: str) -> int:
         """The level to which a module belongs with `init: pretrained`: neighbouring layers share one, fastest first.
@@ -96,13 +99,15 @@ class CmsModel(PathwayModel):
         super()._create_and_replace(peft_config, adapter_name, target, *names, current_key=current_key, **optional)
 
     def _check_merge_allowed(self) -> None:
-        if any(cast(Any, config).init == "pretrained" for config in self.peft_config.values()):
-            raise NotImplementedError(NO_MERGE_OF_DELTAS)
-        super()._check_merge_allowed()
+        """Before the first module is touched; which adapters are meant is only known to the modules."""
+        configs = cast("dict[str, CmsPeftConfig]", self.peft_config).values()
+        linear = [one for one in configs if one.init == "pretrained" and one.gate_layer is None]
+        layers = [one for one in self.model.modules() if isinstance(one, CmsLayer)]
+        check_mergeable(linear or configs, layers)
 
 
 def last_map(block: nn.Module, name: str, width: int) -> str:
-    """Name below an MLP block of its last linear map (`nn.Linear`, a quantised one, or GPT-2's `Conv1D`).
+    """Full name of the last linear map (`nn.Linear`, a quantised one, or GPT-2's `Conv1D`) of an MLP block.
 
     Args:
         name: of the block.
@@ -116,10 +121,10 @@ def last_map(block: nn.Module, name: str, width: int) -> str:
     parts = [(own, one) for own, one in block.named_modules() if ".nlft_" not in f".{own}"]
     if any(isinstance(one, nn.ModuleList) for _, one in parts) or any(p.ndim > 2 for p in block.parameters()):
         raise NlftError(f"init: {name} ({type(block).__name__}) is a mixture of experts, which has no last map.", hint)
-    maps = [(own, one) for own, one in parts if isinstance(one, (nn.Linear, Conv1D))]
-    if not maps or widths(maps[-1][1])[1] != width:
+    maps = [(own, one) for own, one in parts if is_map(one)]
+    if not maps or map_widths(maps[-1][1])[1] != width:
         raise NlftError(f"init: {name} ({type(block).__name__}) has no last linear map of {width} outputs.", hint)
-    return maps[-1][0].removesuffix(".base_layer")
+    return f"{name}.{maps[-1][0]}".removesuffix(".").removesuffix(".base_layer")
 
 
 def cms_cores(model: Any, adapter: str = "default") -> dict[str, CmsCore]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 
+from nlft.base import map_widths
 from nlft.pathways.block import PathwayLayer
 from nlft.pathways.gate import PrototypeGate
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
@@ -81,11 +82,4 @@ class GatedLoraLayer(PathwayLayer):
 
     def make_core(self, config: GatedLoraPeftConfig) -> GatedMaps:  # pyright: ignore
         """Maps for the tasks that the config lists."""
-        return GatedMaps(*widths(self.base_layer), config)
-
-
-def widths(module: Any) -> tuple[int, int]:
-    """Inputs and outputs of a linear map; GPT-2's `Conv1D` keeps its weight transposed."""
-    if hasattr(module, "in_features"):
-        return int(module.in_features), int(module.out_features)
-    return int(module.weight.shape[0]), int(module.weight.shape[1])
+        return GatedMaps(*map_widths(self.base_layer), config)

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from nlft.base import decoder_layers, find_blocks
+from nlft.base import decoder_layers, find_blocks, is_map
 from nlft.errors import NlftError
 from nlft.pathways.block import PathwayModel, chosen_blocks, cores_of
 from nlft.pathways.gate import check_behind_gate, layer_behind_gate
@@ -21,6 +20,11 @@ class GatedLoraModel(PathwayModel):
 
     prefix = "nlft_"
     tuner_layer_cls = GatedLoraLayer
+
+    @classmethod
+    def adds_to_maps(cls, config: Any) -> bool:
+        """Always."""
+        return True
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         if peft_config.target_modules is not None and peft_config.layers_to_transform is None:
@@ -48,7 +52,7 @@ class GatedLoraModel(PathwayModel):
             f"{prefix}.{index}.{name}".removesuffix(".base_layer")  # another adapter may stand there
             for index in layers
             for name, module in every[index].named_modules()
-            if isinstance(module, (nn.Linear, Conv1D)) and sees_every_token(every[index], name)
+            if is_map(module) and sees_every_token(every[index], name)
         }
         if not names:
             raise NlftError("The base has no linear map that sees every token.", "Name modules by target_modules.")

@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import `pathway_models`."""
+"""Lets the tests of this folder import `page`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,291 @@
+"""An adapter merged into its base's weights, where that is possible, and measured again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from rich.console import Console
+from torch import Tensor
+
+from nlft.adapter import CONFIG, read_config, recipe_of
+from nlft.base import FrozenBase, load_base, named_tensors
+from nlft.checkpoint import holds_nothing, write_folder
+from nlft.config import BaseConfig, Recipe
+from nlft.data.domain import load_domains
+from nlft.errors import NlftError, reason
+from nlft.found_recipe import own_recipe
+from nlft.loading import check_fingerprint, put_on
+from nlft.manifest import read_manifest
+from nlft.measure.items import write_items
+from nlft.methods import build_method
+from nlft.pathways.cms.config import CmsPeftConfig
+from nlft.pathways.hope.config import HopePeftConfig
+from nlft.pathways.lifecycle import kind_of
+from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
+from nlft.pathways.task import TaskPeftConfig
+from nlft.prepare import prepare
+from nlft.remote import fetch_adapter
+from nlft.report.merged_card import Merged, MergedScore, Rounding, merged_card
+from nlft.rescore import counted_mean, weights_of
+from nlft.scoring import measure
+from nlft.testimony import logits_of, witness_rows
+from nlft.types import Item
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference of a logit that a merge may make, by dtype, as a share of the largest logit."""
+INSTEAD = (
+    "Keep the adapter beside the base: `nlft export RUN DIR` writes a folder that PEFT loads in two lines, and"
+    " `unload()` gives the base back. Distilling it into weights is not offered."
+)
+KEEP = "Keep the adapter beside the base (`nlft export RUN DIR`)"
+
+
+def merge(
+    source: str,
+    out: Path,
+    *,
+    recipe: Recipe | None = None,
+    onto_full_precision: bool = False,
+    any_base: bool = False,
+    console: Console | None = None,
+) -> Merged:
+    """Merges a linear adapter into its base, scores what was written, and keeps it if it computes the same.
+
+    Args:
+        source: a run, an adapter's folder, or USER/NAME[@REVISION] on the Hub.
+        out: folder of the merged model; written whole or not at all.
+        recipe: base and columns; a run and an exported adapter bring their own.
+        onto_full_precision: merge into the unquantised base where the recipe's is quantised.
+        any_base: the base may be another one than the adapter was made for.
+
+    Raises:
+        NlftError: the adapter is not linear, the base is quantised, or the merged model computes something else.
+    """
+    console, out = console or Console(quiet=True), out.expanduser().resolve()
+    if not holds_nothing(out):
+        raise NlftError(f"{out} is not empty.", "Give another folder.")
+    folder = fetch_adapter(source)
+    weights = weights_of(folder)
+    check_linear(source, weights)
+    recipe = recipe or recipe_beside(folder, weights, console)
+    if recipe is None:
+        raise NlftError(
+            f"{source} brings no recipe, and without one nothing can be measured again.", "Name one with --recipe."
+        )
+    quantised = None if recipe.base.quantization == "none" else recipe.base.quantization
+    if quantised is not None and not onto_full_precision:
+        raise NlftError(
+            f"The recipe's base is quantised ({quantised}), and rounding to {quantised} would take away much of what"
+            " was learned, so nothing is merged into it.",
+            f"Add --onto-full-precision to merge into the unquantised base, with the scores of both. Or: {KEEP}.",
+        )
+    domains = load_domains(recipe)
+    trained_on = load_base(recipe.base)
+    if not any_base:
+        check_fingerprint(read_manifest(weights), trained_on)
+    prepared = prepare(recipe, domains, trained_on)
+
+    def adapted(base: FrozenBase) -> Any:
+        return load_adapted(source, weights, base, recipe, any_base)
+
+    before, after_base = None, trained_on
+    if quantised is not None:
+        console.print(f"Scoring the {quantised} base with the adapter on.", highlight=False)
+        before = measure(adapted(trained_on), trained_on, recipe, prepared, 1, "on")
+        after_base = load_base(recipe.base.model_copy(update={"quantization": "none"}))
+        del trained_on
+    if getattr(after_base.model, "is_quantized", False):
+        raise NlftError(
+            f"The weights of {recipe.base.model} are stored quantised, and nothing is merged into such weights.",
+            f"Name the unquantised base in a recipe (base.model) and give that with --recipe. Or: {KEEP}.",
+        )
+    model = adapted(after_base)
+    rows = witness_rows(prepared, after_base.tokenizer, model.get_input_embeddings().num_embeddings)[:2]
+    said = said_of(model, *rows)
+    if before is None:
+        before = measure(model, after_base, recipe, prepared, 1, "on")
+    dtype = after_base.model.dtype
+    kind = kind_of(model.active_peft_config)
+    core, rounding = merge_weights(model, kind)
+    found: list[Merged] = []
+
+    def write(partial: Path) -> None:
+        core.save_pretrained(partial)
+        after_base.tokenizer.save_pretrained(partial)
+        # What is measured is what lies on the disk.
+        stored = load_base(of_folder(recipe.base, partial))
+        logits, allowed = compare(said, said_of(stored.model, *rows), dtype)
+        after = measure(stored.model, stored, recipe, prepared, 1, "on")
+        scores = tuple(side_by_side(before, after))
+        merged = Merged(out, kind, scores, logits, allowed, text_of(dtype), quantised, rounding)
+        found.append(merged)
+        write_results(partial, merged, before, after)
+        card = merged_card(merged, recipe.base, source)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+    console.print("Scoring the merged model as it was written.", highlight=False)
+    write_folder(out, write, "The merged model")
+    return found[0]
+
+
+def check_linear(source: str, weights: Path) -> None:
+    """Refuses an adapter that no weight of the base can stand for.
+
+    Raises:
+        NlftError: with the reason and what to do instead.
+    """
+    config = read_config(weights) if (weights / CONFIG).is_file() else None
+    why = None if config is None else why_not(config)
+    if why is not None:
+        raise NlftError(f"{source} cannot be merged: {why}.", INSTEAD)
+
+
+def why_not(config: Any) -> str | None:
+    """Why the adapter is no change of the base's weights; None if it is one, or is not one of nlft's pathways."""
+    if not isinstance(config, TaskPeftConfig):
+        return None
+    if isinstance(config, SparseMemoryPeftConfig):
+        return "which of its slots speak is decided anew for every token that is read, and a weight is always the same"
+    if isinstance(config, HopePeftConfig):
+        return "its memory learns from the sequence that it reads, and a weight is always the same"
+    if config.gate_layer is not None:
+        return "it stands behind a gate, which is opened by what is read, and a weight is always on"
+    if isinstance(config, CmsPeftConfig) and config.init == "pretrained":
+        return None
+    return "its levels are MLPs beside the base's blocks, with a nonlinearity of their own"
+
+
+def recipe_beside(folder: Path, weights: Path, console: Console) -> Recipe | None:
+    """The recipe of a run, of the run that an adapter lies in, or of an exported directory."""
+    own = folder / "config.yaml"
+    return own_recipe(own, console) if own.is_file() else recipe_of(weights, None, console)
+
+
+def load_adapted(source: str, weights: Path, base: FrozenBase, recipe: Recipe, any_base: bool) -> Any:
+    """The base with the adapter on.
+
+    Raises:
+        NlftError: it does not fit, or there is none to merge.
+    """
+    if (weights / CONFIG).is_file():
+        return put_on(weights, base.model, any_base).eval()
+    [method] = recipe.methods.values()  # only the method knows what it saved
+    learner = build_method(method)
+    if learner.told_task:
+        raise NlftError(
+            f"{source} cannot be merged: it has an adapter for each task and is told which one to use, and a merged"
+            " model cannot be told.",
+            f"{KEEP}, or merge one of the folders in {weights} with --recipe.",
+        )
+    model: Any = learner.load(base, weights)
+    if not isinstance(model, PeftModel):
+        raise NlftError(f"{source} has no adapter: its weights are whole already.", f"They are in {weights}.")
+    return model.eval()
+
+
+@torch.no_grad()
+def merge_weights(model: Any, kind: str) -> tuple[Any, Rounding | None]:
+    """Merges the active adapters; weights in half precision are summed in float32 and rounded once.
+
+    Args:
+        kind: PEFT's name of the adapter's kind.
+
+    Returns:
+        The base's model with the merged weights, each in the dtype that it had, and what rounding took.
+
+    Raises:
+        NlftError: PEFT cannot merge adapters of this kind, or a merged weight is not finite.
+    """
+    half = (torch.bfloat16, torch.float16)
+    before = {name: tensor.data for name, tensor in named_tensors(model) if tensor.dtype in half}
+    if before:
+        model.float()
+    try:
+        core = model.merge_and_unload(safe_merge=True)
+    except (NotImplementedError, ValueError, AttributeError, TypeError, RuntimeError) as error:
+        raise NlftError(f"PEFT does not merge this {kind} adapter: {reason(error)}", f"{KEEP}.") from error
+    sums = torch.zeros(4, dtype=torch.float64)
+    for name, tensor in named_tensors(core):
+        old = before.get(name)
+        if old is None:
+            continue
+        rounded, change = tensor.data.to(old.dtype), tensor.data - old.float()
+        moved = change != 0
+        lost = rounded.float() - tensor.data
+        parts = (
+            change.double().square().sum(),
+            lost.double().square().sum(),
+            moved.sum(),
+            (moved & (rounded == old)).sum(),
+        )
+        sums += torch.stack([part.double().cpu() for part in parts])
+        tensor.data = rounded
+    if not before:
+        return core, None
+    wanted, lost, moved, still = sums.tolist()
+    return core, Rounding(math.sqrt(lost / wanted) if wanted else 0.0, still / moved if moved else 0.0)
+
+
+def of_folder(base: BaseConfig, folder: Path) -> BaseConfig:
+    """The base's settings for a model that lies in a folder, unquantised."""
+    return base.model_copy(update={"model": str(folder), "revision": None, "quantization": "none"})
+
+
+def said_of(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Logits at every token that is no padding, [N, V] float32.
+
+    Raises:
+        NlftError: one is no number.
+    """
+    said = logits_of(model, ids, mask, "on")[mask.bool()]
+    if bool(said.isnan().any()):
+        raise NlftError("The model computes logits that are no numbers (NaN).", "Take a whole copy of the adapter.")
+    return said
+
+
+def compare(said: Tensor, again: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """The largest difference of a logit, and the largest allowed.
+
+    Raises:
+        NlftError: it is more than that, or a number is not finite.
+    """
+    difference = float((said - again).abs().max())
+    allowed = TOLERANCE.get(dtype, TOLERANCE[torch.float32]) * max(1.0, float(said.abs().max()))
+    if not difference <= allowed:
+        raise NlftError(
+            f"The merged model computes something else: a logit differs by {difference:.2g} from the base with the"
+            f" adapter on, and {allowed:.2g} is allowed in {text_of(dtype)}. Nothing was written.",
+            f"{KEEP}, or merge in float32: base.dtype in a recipe that you give with --recipe.",
+        )
+    return difference, allowed
+
+
+def side_by_side(before: Sequence[Item], after: Sequence[Item]) -> list[MergedScore]:
+    """A line for every column and metric."""
+    lines = []
+    for column, metric in dict.fromkeys((item.column, item.metric) for item in after):
+        n_rows, merged = counted_mean(list(after), column, metric)
+        lines.append(MergedScore(column, metric, n_rows, counted_mean(list(before), column, metric)[1], merged))
+    return lines
+
+
+def write_results(folder: Path, merged: Merged, before: Sequence[Item], after: Sequence[Item]) -> None:
+    """Writes `results/`: every item before and after, and the summary as JSON."""
+    results = folder / "results"
+    results.mkdir()
+    write_items(results / "items.parquet", "adapter", before)
+    write_items(results / "items.parquet", "merged", after)
+    facts = {name: value for name, value in asdict(merged).items() if name != "folder"}
+    (results / "merge.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def text_of(dtype: torch.dtype) -> str:
+    """A dtype as a recipe writes it."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,109 @@
+"""What is refused in place of being done in silence, and memories in half precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cms_models import FIELDS, cms
+from gated_models import begin_gated, gated
+from hope_models import KINDS, hope
+from pathway_models import TASKS, adapt, begin, build, logits, loss, train, trained
+from peft import LoraConfig, PeftModel
+
+from nlft.errors import NlftError
+from nlft.pathways.block import PathwayLayer
+from nlft.pathways.precision import in_float32
+from nlft.pathways.refusals import Configs
+from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
+
+ROWS = TASKS["first task"][0]
+
+
+def memory(addressing: str, **fields: Any) -> Any:
+    adapted = adapt(build("llama"), addressing, **fields)
+    begin(adapted, "first task")
+    return adapted
+
+
+def maps(kind: str) -> Any:
+    adapted = gated(build("llama"), kind)
+    begin_gated(adapted, "first task")
+    return adapted
+
+
+EVERY: dict[str, Any] = {
+    "prototype": lambda: memory("prototype"),
+    "input-dependent": lambda: memory("prototype", input_dependent=True),
+    "product_key": lambda: memory("product_key"),
+    "gated_lora": lambda: maps("gated_lora"),
+    "gated cms": lambda: maps("cms"),
+    "online cms": lambda: cms(build("llama"), "headwise", online_chunk=4),
+    **{f"cms {kind}": lambda kind=kind: cms(build("llama"), kind) for kind in FIELDS},
+    **{f"hope {kind}": lambda kind=kind: hope(build("llama"), **KINDS[kind]) for kind in KINDS},
+}
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_values_in_half_precision_compute_in_float32(kind, tmp_path):
+    adapted = EVERY[kind]()
+    kept = {name: t.clone() for name, t in adapted.state_dict().items() if ".nlft_" in name}
+    own = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    for parameter in own.values():
+        parameter.data = parameter.data.to(torch.bfloat16)  # as TRL does beside a quantised base
+    train(adapted, "first task", lr=0.1)
+    assert {p.grad.dtype for p in own.values() if p.grad is not None} == {torch.bfloat16}
+    found = logits(adapted.eval())
+    with adapted.disable_adapter():
+        assert float((found - logits(adapted)).abs().max()) > 1e-2
+    for name, tensor in adapted.state_dict().items():
+        assert name in own or name not in kept or torch.equal(tensor, kept[name])
+    adapted.save_pretrained(tmp_path)
+    for low in (False, True):  # with low memory the tensors stay in half precision
+        again = PeftModel.from_pretrained(build("llama"), str(tmp_path), low_cpu_mem_usage=low)
+        assert torch.equal(logits(again), found)
+
+
+def test_float32_runs_as_it_is():
+    core = torch.nn.Linear(3, 3)
+    calls = []
+    core.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.ones(2, 3)
+    assert in_float32(core, x).dtype == torch.float32 and calls == [1]
+    halved = in_float32(core.to(torch.bfloat16), x)
+    assert halved.dtype == torch.float32 and core.weight.dtype == torch.bfloat16
+
+
+def test_nothing_is_trained_in_silence(tmp_path):
+    adapted = trained("llama", "prototype").train()
+    with pytest.raises(NlftError, match=r"the adapter 'default' has no open task.*begin_task"):
+        loss(adapted, ROWS)
+    assert torch.isfinite(logits(adapted)).all()  # without gradients a model in training mode only computes
+    assert not loss(adapted.eval(), ROWS).requires_grad
+    embedded = adapted.get_input_embeddings()(ROWS.input_ids).requires_grad_()
+    adapted.train()(inputs_embeds=embedded).logits.sum().backward()  # what is trained may lie outside
+    assert float(embedded.grad.abs().max()) > 0
+    hope(build("llama")).save_pretrained(tmp_path)
+    frozen = PeftModel.from_pretrained(build("llama"), str(tmp_path)).train()
+    with pytest.raises(NlftError, match="`is_trainable=True`"):
+        loss(frozen, ROWS)
+
+
+def test_no_other_method_takes_the_name_of_an_adapter():
+    held = Configs({"a": SparseMemoryPeftConfig()})
+    held["a"] = SparseMemoryPeftConfig(slots=3)
+    held["b"] = LoraConfig()
+    for take in (lambda: held.update({"a": LoraConfig()}), lambda: held.__setitem__("a", LoraConfig())):
+        with pytest.raises(NlftError, match=r"'a' of another kind .SparseMemoryPeftConfig.*adapter_name="):
+            take()
+    assert list(held) == ["a", "b"] and held["a"].slots == 3  # pyright: ignore
+
+
+def test_a_weighted_sum_is_refused_and_harms_nothing():
+    adapted = trained("llama", "prototype")
+    expected = logits(adapted)
+    with pytest.raises(NotImplementedError, match=r"add_weighted_adapter: .*nlft tasks ADAPTER --add OTHER"):
+        adapted.add_weighted_adapter(["default"], [1.0], "sum")
+    assert torch.equal(logits(adapted), expected)
+    assert not any("sum" in module.cores for module in adapted.modules() if isinstance(module, PathwayLayer))
