@@ -6,7 +6,7 @@ Trains sparse slots, gated LoRA and LoRA on `builtin:tiny` (the tasks of `recipe
 and once on its 4-bit form, and scores each on the base in float32, bfloat16, 8 bit and 4 bit (bitsandbytes). What is
 lost is told against the base of the same precision. What fires is counted on the background's rows, for which the
 thresholds were set in the precision of training, and on base facts that no calibration saw. Runs that are there are
-not trained again. About ten minutes on one core.
+not trained again. About fifteen minutes on one core.
 """
 
 from __future__ import annotations

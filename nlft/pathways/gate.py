@@ -198,6 +198,8 @@ class PrototypeGate(nn.Module):
         if history is None:
             history = GateHistory()
             history.adapter = self.adapter
+            # As the others, or the masks of a static cache would from now on be made for another kind of cache.
+            history.is_compileable = past.is_compileable
             past.layers.append(history)
         states = evidence[:, None]
         history.update(states, states[..., :0])

@@ -216,6 +216,8 @@ class StateKeeper(nn.Module):
         layer = self.layer_of(past)
         if layer is None:
             layer = StateLayer(self.adapter)
+            # As the others, or the masks of a static cache would from now on be made for another kind of cache.
+            layer.is_compileable = past.is_compileable
             past.layers.append(cast(Any, layer))
         layer.keep(states, tokens, self.carried)
 

@@ -41,8 +41,9 @@ Outcomes = dict[tuple[str, str, str], Outcome]
 HEAD = """# Conformance
 
 Every pathway on tiny random models of {families} families, checked as PEFT checks its own methods: {checks} checks,
-{cells} cells, of which {passed} pass, {refused} refuse with a sentence, and {failed} fail. Made by
-`python tests/conformance/page.py` with {versions}.
+{cells} cells, of which {passed} pass, {refused} refuse with a sentence, and {failed} fail. `prototype` and
+`product_key` are the two addressings of sparse memory, `cms_pretrained` is CMS with `init: pretrained`; each model has
+one trained task. Made by `python tests/conformance/page.py` with {versions}.
 """
 LEGEND = """## One line a check
 
