@@ -154,9 +154,10 @@ def test_what_cannot_be_compared_is_said(planted: Planted) -> None:
     ],
 )
 def test_who_gained_has_not_forgotten(planted: Planted, full: float, memory: float, words: str) -> None:
+    rows = 10_000 if memory == 0.1001 else 100
     runs = swept("full", [(1, 0.3, full), (2, 0.8, full)])
     runs += swept("memory", [(1, 0.3, memory), (2, 0.8, memory)], "sparse_memory")
-    assert summarise(planted(runs, ONE, 10_000))["outcome"].endswith(f"on the probe g; {words}")
+    assert summarise(planted(runs, ONE, rows))["outcome"].endswith(f"on the probe g; {words}")
 
 
 def test_full_finetuning_has_no_adapter(planted: Planted) -> None:

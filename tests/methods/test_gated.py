@@ -38,9 +38,11 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "budgeted_memory": {"kind": "sparse_memory", "lr": 0.3, "slots": 100, "kmeans_steps": 2, "retention": "10%"},
 }
+RARE = ("gated_memory", "gated_product_key")
+"""Near relations of other kinds, run with the slow tests."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=[pytest.mark.slow] * (name in RARE)) for name in METHODS])
 def test_a_run_keeps_the_base_and_resumes_bit_equal(recipe: Callable[..., Any], method: str, tmp_path: Path) -> None:
     whole = run_method(recipe(methods=METHODS), method, tmp_path / "whole", report=False)
     (row,) = read_runs(whole / "runs.parquet")
