@@ -17,6 +17,8 @@ from nlft.recipes import load_recipe
 from nlft.run import run_method
 from nlft.upload import push
 
+if len(sys.argv) != 2:
+    sys.exit("usage: python examples/continue_from_hub.py USER/NAME")
 name, folder = sys.argv[1], Path(mkdtemp())
 recipe = load_recipe("demo", ["methods.sparse_memory.lr=0.3", "train.steps=40", "background.limit=1000"])
 memory = {"sparse_memory": recipe.methods["sparse_memory"]}

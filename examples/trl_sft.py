@@ -1,6 +1,6 @@
 """LoRA behind a gate, trained by TRL's SFTTrainer; where the gate is shut, the model is the base bit for bit.
 
-python examples/trl_sft.py
+python examples/trl_sft.py        (needs trl, which nlft does not: pip install trl)
 """
 
 import tempfile

@@ -17,10 +17,11 @@ from nlft.base import UNREADABLE
 from nlft.checkpoint import PARTIAL, disk_error, holds_nothing, write_folder
 from nlft.config import Recipe
 from nlft.errors import CheckpointError, NlftError, reason
-from nlft.found_recipe import EXPORTED, own_recipe
+from nlft.found_recipe import EXPORTED, own_recipe, recipe_file
 from nlft.pathways.header import CONFIG, WEIGHTS, WHOLE, check_config_file, read_header
 from nlft.pathways.layout import check_layout
-from nlft.pathways.lifecycle import Adapter, kind_of, place_of
+from nlft.pathways.lifecycle import Adapter, kind_of
+from nlft.pathways.stranger import check_listed
 from nlft.pathways.task import TaskPeftConfig, local_weights
 from nlft.recipes import load_recipe
 
@@ -57,7 +58,10 @@ def read_config(folder: Path) -> PeftConfig:
             "Update both, or take another adapter.",
         )
     try:
-        return PeftConfig.from_pretrained(str(folder))
+        config = PeftConfig.from_pretrained(str(folder))
+        if isinstance(config, TaskPeftConfig):
+            check_listed(config)
+        return config
     except UNREADABLE as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {reason(error)}", WHOLE) from error
     except NlftError as error:
@@ -86,11 +90,9 @@ def read_adapter(folder: Path, apart: bool = True) -> Adapter:
             " be listed, removed, joined or tuned.",
             "Train it with `gate: prototype`, which gives every task a part of its own.",
         )
+    check_tensors(folder, config)
     try:
-        check_tensors(folder, config)
         tensors = load_file(folder / WEIGHTS)
-    except NlftError as error:
-        raise CheckpointError(error.message, error.hint) from error
     except UNREADABLE as error:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged: {reason(error)}", WHOLE) from error
     try:
@@ -104,20 +106,20 @@ def check_tensors(folder: Path, config: TaskPeftConfig) -> None:
     """Compares the header of an adapter's tensors with its settings, before anything is read into memory.
 
     Raises:
-        NlftError: there is no such file, it is damaged, or its names, shapes and dtypes are not those of the settings.
+        CheckpointError: there is no such file, it is damaged, or its names, shapes and dtypes are not those of the
+            settings.
     """
-    weights = local_weights(folder)
-    if weights is None:
-        raise NlftError(f"{folder} has no {WEIGHTS}.", WHOLE)
-    described = read_header(weights)
-    found = {place.task for key in described if (place := place_of(key)) is not None}
-    listed = len(config.tasks) if config.keeps_tasks_apart else len(found & {0})  # Hope's part has no number
-    if found != set(range(listed)):
-        raise NlftError(f"{folder} is damaged: {CONFIG} lists {listed} tasks, and {WEIGHTS} holds {len(found)}.", WHOLE)
+    try:
+        weights = local_weights(folder)
+        if weights is None:
+            raise NlftError(f"{folder} has no {WEIGHTS}.", WHOLE)
+        described = read_header(weights)
+    except NlftError as error:
+        raise CheckpointError(error.message, error.hint) from error
     try:
         check_layout(config, described)
     except NlftError as error:
-        raise NlftError(f"{folder} is damaged: {error.message}", WHOLE) from error
+        raise CheckpointError(f"{folder} is damaged: {error.message}", WHOLE) from error
 
 
 def write_adapter(
@@ -210,7 +212,8 @@ def recipe_of(folder: Path, recipe: str | None, console: Console | None = None) 
     """
     if recipe is not None:
         return load_recipe(recipe)
-    own = folder / EXPORTED
-    if folder.name == "adapter" and not own.is_file():
-        own = folder.parent / "config.yaml"
-    return own_recipe(own, console) if own.is_file() else None
+    # Not held against `nlft.json`: verbs such as `nlft tune` change an exported directory in place.
+    own: Path | None = folder / EXPORTED
+    if folder.name == "adapter" and not (folder / EXPORTED).is_file():
+        own = recipe_file(folder.parent)
+    return own_recipe(own, console) if own is not None and own.is_file() else None

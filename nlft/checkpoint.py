@@ -14,9 +14,7 @@ from nlft.errors import CheckpointError
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PARTIAL = ".partial"
-"""Suffix of what is not complete yet."""
-OLD = ".old"
-"""Suffix of what is being replaced."""
+"""Suffix of a file that is not complete yet."""
 
 
 def write_folder(folder: Path, write: Callable[[Path], object], what: str) -> None:
@@ -30,15 +28,18 @@ def write_folder(folder: Path, write: Callable[[Path], object], what: str) -> No
     Raises:
         CheckpointError: the disk is full or cannot be written.
     """
-    partial, old = folder.with_name(folder.name + PARTIAL), folder.with_name(folder.name + OLD)
+    # Names that nobody else gives: a `runs.old` beside `runs` is somebody's backup.
+    partial, old = (folder.with_name(f".{folder.name}.nlft-{part}") for part in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
     if old.exists() and not folder.exists():
         old.rename(folder)  # killed between the two renames below
     try:
         partial.mkdir(parents=True)
         write(partial)
+        readable = partial.stat().st_mode & 0o666  # safetensors lets nobody but the owner read its files
         for path in partial.rglob("*"):
             if path.is_file():
+                path.chmod(readable)
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         shutil.rmtree(old, ignore_errors=True)

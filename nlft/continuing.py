@@ -14,22 +14,23 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from nlft.adapter import CONFIG, adapter_folder, read_config
+from nlft.adapter import adapter_folder, read_config
 from nlft.compare import compare
 from nlft.config import Recipe
 from nlft.document import dump, parse
 from nlft.errors import NlftError
-from nlft.found_recipe import EXPORTED, own_recipe
+from nlft.found_recipe import EXPORTED, own_recipe, recipe_file
 from nlft.measure.items import read_runs
+from nlft.origin import learned_tasks, parts_of
+from nlft.premises import HOW, check_run, check_tasks, finished_line
 from nlft.recipes import find_recipe, load_recipe, read_document
 from nlft.remote import fetch_adapter, is_adapter_id
 from nlft.run import run_method
-from nlft.start import check_finished, learned_tasks
+from nlft.start import check_finished
 
 PATHS = ("path", "model", "lm_eval", "metric")
 """Keys of a recipe whose values may be paths."""
 SUFFIX = "-continued"
-HOW = "Write --task NAME=TRAIN,TEST with two files, or --task FILE.yaml with a task's section or a recipe."
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,7 @@ def next_recipe(
         RecipeError: with every problem of the new recipe.
         NlftError: there is nothing to go on from, or no new task.
     """
-    if not tasks:
-        raise NlftError("There is no task to go on with.", HOW)
+    check_tasks(list(tasks))
     found = find_learned(name, recipe, console)
     if found.recipe is None:
         raise NlftError(
@@ -80,7 +80,7 @@ def next_recipe(
     data = found.recipe.model_dump()
     known = [*data["earlier"], *data["tasks"]]
     if found.tasks is not None:
-        parts = {part for task in found.tasks for part in (task, *task.split("+"))}  # `a+b`: learned at once
+        parts = parts_of(found.tasks)
         known = [task for task in known if task["name"] in parts]
     learned = {task["name"] for task in known} | set(found.tasks or [])
     new = [task for text in tasks for task in sections_of(text, learned)]
@@ -107,9 +107,8 @@ def find_learned(name: str, recipe: str | None, console: Console | None) -> Lear
     tasks = learned_tasks(read_config(adapter))
     if recipe is not None:
         return Learned(name, adapter, tasks, load_recipe(recipe))
-    files = [there / "config.yaml", adapter / EXPORTED]
-    files += [adapter.parent / "config.yaml"] if adapter.name == "adapter" else []
-    file = next((path for path in files if path.is_file()), None)
+    places = [there, adapter, *([adapter.parent] if adapter.name == "adapter" else [])]
+    file = next(filter(None, map(recipe_file, places)), None)
     if file is None:
         return Learned(name, adapter, tasks, None)
     own, home = own_recipe(file, console), begun_in(file.parent)
@@ -221,14 +220,8 @@ def resume(name: str, jobs: int | None, console: Console) -> Path:
     """
     folder = Path(name).expanduser().resolve()
     check_run(folder, name)
-    if (folder / "runs.parquet").is_file() and (folder / "summary.json").is_file() and not (folder / "cells").is_dir():
-        said = f"{name} is finished: there is nothing to resume."
-        console.print(
-            f"{said} `nlft continue {name} --task …` teaches it a further task.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+    if (finished := finished_line(folder, name)) is not None:
+        console.print(finished, markup=False, highlight=False, soft_wrap=True)
         return folder
     recipe = load_recipe(str(folder / "config.yaml"))
     if recipe.base.trust_remote_code:
@@ -240,25 +233,6 @@ def resume(name: str, jobs: int | None, console: Console) -> Path:
         if (folder / "cells").is_dir():
             return compare(recipe, folder, jobs=jobs, console=console)
         return run_method(recipe, None, folder, resume=True, console=console)
-
-
-def check_run(folder: Path, name: str) -> None:
-    """Refuses what is no run that could be resumed.
-
-    Raises:
-        NlftError: saying what it is.
-    """
-    if is_adapter_id(name) or (folder / CONFIG).is_file():
-        raise NlftError(
-            f"{name} is an adapter: that is no run, and there is nothing of it to finish.",
-            f"`nlft continue {name} --task …` teaches it a further task.",
-        )
-    if not (folder / "config.yaml").is_file():
-        what = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
-        raise NlftError(f"{name} is no run: {what}.", "Give the folder that `nlft train` or `nlft compare` wrote.")
-    whole = folder.parent.parent
-    if folder.parent.name == "cells" and (whole / "config.yaml").is_file():
-        raise NlftError(f"{name} is one run of a comparison.", f"Go on with all of it: nlft resume {whole}.")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -19,23 +19,25 @@ import nlft
 from nlft.adapter import WEIGHTS
 from nlft.base import FrozenBase, load_base
 from nlft.cargo import Cargo, find_cargo
-from nlft.checkpoint import holds_nothing, write_folder
-from nlft.config import Recipe
+from nlft.checkpoint import write_folder
+from nlft.config import BaseConfig, Recipe
 from nlft.continuing import continued_from
 from nlft.counterpart import counterpart_of
 from nlft.data.domain import load_domains
 from nlft.errors import NlftError
-from nlft.loading import base_note, put_on
-from nlft.manifest import FILE as MANIFEST
+from nlft.loading import base_note, free_memory, put_on
 from nlft.manifest import BaseNote, Manifest, Origin, TokenizerNote, describe_files, write_manifest
 from nlft.measure.items import read_run_items, write_items, write_runs
 from nlft.measure.summary import summary_of
 from nlft.pathways.base_sample import sample_base
 from nlft.pathways.lifecycle import kind_of
 from nlft.pathways.task import TaskPeftConfig
+from nlft.premises import check_place
 from nlft.prepare import Prepared, prepare
 from nlft.recipes import dump_recipe
 from nlft.report.card import benchmark_results, card_text, draw_matrix
+from nlft.report.card_sources import portable
+from nlft.rescoring import Check
 from nlft.testimony import hear, witness_rows, write_testimony
 from nlft.verification import Verified, digest_tensors, stored_tensors, tokenizer_digest, verify
 
@@ -66,6 +68,7 @@ def export(
     rescore: bool = True,
     force: bool = False,
     console: Console | None = None,
+    license: str | None = None,
 ) -> Exported:
     """Writes an adapter with its card, recipe, results and witness, after a fresh process has verified it.
 
@@ -75,6 +78,7 @@ def export(
         dtype: of what was learned; keys, thresholds, whitening and statistics stay as they are.
         rescore: score tasks and probes again in the fresh process.
         force: replace an older export in `out`.
+        license: of the adapter, for its card: an id of the Hub, or words.
 
     Raises:
         NlftError: there is no such adapter, or it is not what was measured; then nothing is left at `out`.
@@ -84,36 +88,34 @@ def export(
         raise NlftError(f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}.", "Learned rows are floats.")
     check_place(folder, force)
     cargo = find_cargo(run, console)
-    base = load_base(cargo.recipe.base if cargo.recipe else base_note(cargo.weights))
+    ready = [open_cargo(cargo, dtype)]  # a list, so that it can be let go of
+    found: list[Exported] = []
+
+    def write(partial: Path) -> None:
+        manifest, learned, note = write_adapter(partial, cargo, *ready.pop(), dtype)
+        free_memory()  # nothing holds the base any more, and the fresh process loads it again
+        verified = verify(partial, rescore=rescore, console=console, recipe=cargo.recipe_file, exact=True)
+        verified.require()
+        if cargo.row is not None and cargo.same is None:
+            said = "its run noted no hash of it, so it could not be compared"
+            verified.checks.append(Check("adapter of the run", said, "the one that was measured", None))
+        manifest = write_card(partial, manifest, verified.rescored, cargo, license)
+        found.append(Exported(folder, manifest, verified, parts_of(partial, learned), note))
+        check_place(folder, force)  # again: what lies there goes now
+
+    write_folder(folder, write, "The exported adapter")
+    return found[0]
+
+
+def open_cargo(cargo: Cargo, dtype: str) -> tuple[BaseConfig, FrozenBase, Any, Prepared | None, str]:
+    """The base with its settings, the PEFT model with what was learned in a dtype, the recipe's rows, and why there are
+    none."""
+    config = cargo.recipe.base if cargo.recipe else base_note(cargo.weights)
+    base = load_base(config)
     prepared, missing = rows_of(cargo.recipe, base)
     model = put_on(cargo.weights, base.model)
     shorten(model, dtype)
-    found: dict[str, Any] = {}
-
-    def write(partial: Path) -> None:
-        found["manifest"], found["note"] = write_adapter(partial, cargo, base, model, prepared, dtype)
-        found["verified"] = verify(partial, rescore=rescore, console=console, recipe=cargo.recipe_file, exact=True)
-        found["verified"].require()
-        found["manifest"] = write_card(partial, found["manifest"], found["verified"].rescored, cargo)
-
-    write_folder(folder, write, "The exported adapter")
-    manifest: Manifest = found["manifest"]
-    note = found["note"] + (f" ({missing})" if missing else "")
-    return Exported(folder, manifest, found["verified"], parts_of(folder, model), note)
-
-
-def check_place(folder: Path, force: bool) -> None:
-    """Refuses a folder that holds something.
-
-    Raises:
-        NlftError: it does, and is no older export or nobody said that it may go.
-    """
-    if holds_nothing(folder):
-        return
-    if not (folder / MANIFEST).is_file():
-        raise NlftError(f"{folder} is not empty.", "Give a folder of its own.")
-    if not force:
-        raise NlftError(f"{folder} holds an exported adapter.", "Replace it with --force, or give another folder.")
+    return config, base, model, prepared, missing
 
 
 def rows_of(recipe: Recipe | None, base: FrozenBase) -> tuple[Prepared | None, str]:
@@ -141,9 +143,24 @@ def shorten(model: Any, dtype: str) -> None:
 
 
 def write_adapter(
-    folder: Path, cargo: Cargo, base: FrozenBase, model: Any, prepared: Prepared | None, dtype: str
-) -> tuple[Manifest, str]:
-    """Everything but the card: PEFT's files, witness, recipe, results, and a first manifest."""
+    folder: Path,
+    cargo: Cargo,
+    settings: BaseConfig,
+    base: FrozenBase,
+    model: Any,
+    prepared: Prepared | None,
+    missing: str,
+    dtype: str,
+) -> tuple[Manifest, frozenset[str], str]:
+    """Everything but the card: PEFT's files, witness, recipe, results, and a first manifest.
+
+    Args:
+        settings: of the base.
+        missing: why there are no rows of a recipe.
+
+    Returns:
+        The manifest, the names of the tensors that were trained, and what the witness holds.
+    """
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base.name, base.revision
     if isinstance(config, TaskPeftConfig) and not config.base_sample:  # an adapter of version 0.1
@@ -165,20 +182,19 @@ def write_adapter(
         (folder / "recipe.yaml").write_text(dump_recipe(portable(cargo.recipe)), encoding="utf-8")
     if cargo.row is not None:
         write_results(folder, cargo)
-    quantization = cargo.recipe.base.quantization if cargo.recipe else "none"
     manifest = Manifest(
         base=BaseNote(
             model=base.name,
             revision=base.revision,
             sha256=base.fingerprint,
             dtype=str(base.model.dtype).removeprefix("torch."),
-            quantization=quantization,
+            quantization=settings.quantization,
         ),
         tokenizer=TokenizerNote(model=base.name, revision=base.revision, sha256=tokenizer_digest(base.tokenizer)),
         peft_type=kind_of(config),
         method=next(iter(cargo.recipe.methods)) if cargo.row and cargo.recipe else None,
         tasks=tasks_of(cargo, config),
-        dtype=dtype,
+        dtype=cast(Any, dtype),
         learned_bytes=sum(short[name].nbytes for name in learned),
         calibration_bytes=sum(tensor.nbytes for tensor in fixed.values()),
         calibration_sha256=digest_tensors(fixed),
@@ -190,16 +206,18 @@ def write_adapter(
     )
     write_manifest(folder, manifest)
     whose = "tests of the recipe's tasks and probes" if of_tasks else "fixed tokens"
-    return manifest, f"{len(ids)} rows of {whose}"
+    return manifest, frozenset(learned), f"{len(ids)} rows of {whose}" + (f" ({missing})" if missing else "")
 
 
 def origin_of(run: Path) -> Origin | None:
-    """The adapter that the run went on from; of a folder its name alone."""
+    """The adapter that the run went on from."""
     start = continued_from(run)
-    if start is None:
-        return None
-    name = start["name"] if start["revision"] else Path(start["name"]).name
-    return Origin(name=name, revision=start["revision"], sha256=start["sha256"])
+    return None if start is None else Origin(**start | {"name": shown_start(start)})
+
+
+def shown_start(start: Mapping[str, Any]) -> str:
+    """The name of an adapter that a run went on from: on the Hub whole, of a folder the last part."""
+    return start["name"] if start["revision"] else Path(start["name"]).name
 
 
 def tasks_of(cargo: Cargo, config: Any) -> list[str]:
@@ -215,7 +233,9 @@ def write_results(folder: Path, cargo: Cargo) -> None:
     results.mkdir()
     name = cargo.row["run_id"]
     write_items(results / "items.parquet", name, read_run_items(cargo.run / "items.parquet").get(name, []))
-    write_runs(results / "runs.parquet", [cargo.row])
+    start = json.loads(cargo.row["start"] or "null")
+    noted = None if start is None else json.dumps(start | {"name": shown_start(start)})
+    write_runs(results / "runs.parquet", [cargo.row | {"start": noted}])
     config = results / "config.yaml"  # where a summary looks for it
     shutil.copyfile(folder / "recipe.yaml", config)
     summary = summary_of(results)
@@ -224,7 +244,9 @@ def write_results(folder: Path, cargo: Cargo) -> None:
     (results / "summary.json").write_text(text, encoding="utf-8")
 
 
-def write_card(folder: Path, manifest: Manifest, rescored: str | None, cargo: Cargo) -> Manifest:
+def write_card(
+    folder: Path, manifest: Manifest, rescored: str | None, cargo: Cargo, license: str | None = None
+) -> Manifest:
     """The card with its picture and benchmarks, and the manifest with what the check has said."""
     path = folder / "results" / "summary.json"
     summary: Mapping[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -235,37 +257,19 @@ def write_card(folder: Path, manifest: Manifest, rescored: str | None, cargo: Ca
             (folder / ".eval_results" / name).write_text(text, encoding="utf-8")
     manifest = manifest.model_copy(update={"rescored": rescored, "files": describe_files(folder)})
     recipe = portable(cargo.recipe) if cargo.recipe else None
-    (folder / "README.md").write_text(card_text(manifest, summary, cargo.row, recipe), encoding="utf-8")
+    text = card_text(manifest, summary, cargo.row, recipe, license=license)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     manifest = manifest.model_copy(update={"files": describe_files(folder)})
     write_manifest(folder, manifest)
     return manifest
 
 
-def portable(recipe: Recipe) -> Recipe:
-    """The recipe without what is of this machine alone: its device, its output folder, folders above a file.
+def parts_of(folder: Path, learned: frozenset[str]) -> dict[str, int]:
+    """Bytes by part: learned and calibrated tensors by their own names, then the other files.
 
-    A path below the current folder becomes relative to it; another absolute one is left with its last part.
+    Args:
+        learned: names of the tensors that were trained.
     """
-
-    def shown(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            return {name: shown(entry, name) for name, entry in value.items()}
-        if isinstance(value, list):
-            return [shown(entry) for entry in value]
-        path = Path(value).expanduser() if isinstance(value, str) and value.startswith(("/", "~")) else None
-        if path is None or not path.is_absolute():
-            return value
-        here = Path.cwd()
-        return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
-
-    data = recipe.model_dump()
-    base = data.pop("base") | {"device": "auto"}
-    return Recipe.model_validate({**shown(data), "base": base, "out": None})
-
-
-def parts_of(folder: Path, model: Any) -> dict[str, int]:
-    """Bytes by part: learned and calibrated tensors by their own names, then the other files."""
-    learned, _ = stored_tensors(model)
     parts: dict[str, int] = {}
     for name, tensor in load_file(folder / WEIGHTS).items():
         kind = "learned" if name in learned else "calibration"

@@ -17,17 +17,51 @@ import yaml
 from pydantic import BaseModel
 from rich.console import Console
 
-from nlft.config import DataConfig, ProbeConfig, Recipe, TaskConfig
+from nlft.config import BaseConfig, DataConfig, LoraConfig, ProbeConfig, Recipe, TaskConfig
 from nlft.document import parse
 from nlft.errors import RecipeError, reason
+from nlft.manifest import FILE, leads_out, whole_manifest
 from nlft.measure.metric import METRICS
 from nlft.recipes import load_recipe
+from nlft.remote import CONFIG, resolved_revision
 from nlft.suites import suite_files
 
-EXPORTED = "recipe.yaml"
-"""Name of the recipe in an exported directory."""
+EXPORTED, OF_RUN = "recipe.yaml", "config.yaml"
+"""Names of the recipe in an exported directory and in a run's folder."""
 LARGEST = 1 << 20
 """Bytes of an exported recipe."""
+DEEPEST = 100
+"""Lists and mappings inside each other, of which a recipe has fewer than ten."""
+OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+
+
+def recipe_file(folder: Path) -> Path | None:
+    """The recipe that lies in a folder, None if none does.
+
+    A `config.yaml` counts only in a run's folder: beside an adapter, where `nlft.json` says that it was exported, and
+    in what was downloaded, it is nothing that `nlft train` wrote here.
+    """
+    found = any((folder / name).is_file() for name in (FILE, CONFIG)) or resolved_revision(folder) is not None
+    names = (EXPORTED,) if found else (EXPORTED, OF_RUN)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def beside(folder: Path, console: Console | None = None) -> tuple[Path, Recipe] | None:
+    """The recipe that lies in a run's folder or an exported directory, and its file; None if there is none.
+
+    Raises:
+        NlftError: the directory is not what was exported.
+        RecipeError: the recipe cannot be read, or an exported one asks for what it may not.
+    """
+    whole_manifest(folder)
+    file = recipe_file(folder)
+    return None if file is None else (file, own_recipe(file, console))
 
 
 def own_recipe(file: Path, console: Console | None = None) -> Recipe:
@@ -70,14 +104,19 @@ def check_text(file: Path) -> None:
         RecipeError: it is too long, a link, no YAML, has aliases (a few lines of them make gigabytes), or names a file.
     """
     hint = "Take a whole copy of the adapter, or name a recipe of your own with --recipe."
-    if file.resolve().parent.name != "blobs" and file.is_symlink():
+    if leads_out(file, file.parent):
         raise RecipeError([f"{file} is a link to {file.resolve()}."], hint)
     try:
         if file.stat().st_size > LARGEST:
             raise RecipeError([f"{file} has {file.stat().st_size:,} bytes, and a recipe at most {LARGEST:,}."], hint)
         text = file.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise RecipeError([f"{file} has aliases (`*name`), which `nlft export` never writes."], hint)
+        depth = 0
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                raise RecipeError([f"{file} has aliases (`*name`), which `nlft export` never writes."], hint)
+            depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+            if depth > DEEPEST:  # the scanner's time grows with the square of the depth
+                raise RecipeError([f"{file} cannot be read: it is nested too deeply."], hint)
         data = parse(text, str(file)).data
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         how = "it is nested too deeply." if isinstance(error, RecursionError) else reason(error)
@@ -92,10 +131,16 @@ def check_text(file: Path) -> None:
 def asked_for(recipe: Recipe) -> Iterator[str]:
     """What an exported recipe must not ask for, one sentence each."""
     for place, section in sections(recipe, ()):
-        if isinstance(section, DataConfig):
-            problem = data_problem(section.path)
+        if isinstance(section, DataConfig | BaseConfig):
+            key, path = ("path", section.path) if isinstance(section, DataConfig) else ("model", section.model)
+            problem = data_problem(path)
             if problem:
-                yield f"{'.'.join(place)}.path: {section.path!r} {problem}."
+                yield f"{'.'.join(place)}.{key}: {path!r} {problem}."
+        elif isinstance(section, LoraConfig):
+            for key in ("target_modules", "exclude_modules"):
+                value = section.peft.get(key)
+                if isinstance(value, str) and value != "all-linear":
+                    yield f"{'.'.join(place)}.peft.{key}: {value[:80]!r} is a pattern, and some take for ever to match."
         elif isinstance(section, TaskConfig) or (isinstance(section, ProbeConfig) and section.lm_eval is None):
             if section.metric not in METRICS:
                 yield f"{'.'.join(place)}.metric: {section.metric!r} is none of nlft's metrics, so it is code."

@@ -41,6 +41,26 @@ def model_location(name: str) -> str:
     return name
 
 
+def is_hub_model(name: str) -> bool:
+    """Whether a base's name is a model's id on the Hub; nothing is asked of the Hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if name.startswith("builtin:") or Path(name).expanduser().exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def model_name(location: str) -> str:
+    """The name of which `model_location` makes a directory: `builtin:tiny` for nlft's own; another stays as it is."""
+    own = Path(str(resources.files("nlft"))) / "builtin"
+    return f"builtin:{Path(location).name}" if Path(location).parent == own else location
+
+
 def check_model_folder(path: Path, name: str) -> None:
     """Refuses what `save_pretrained` cannot have written; loads nothing."""
     hint = "Give the directory that `save_pretrained` wrote."

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from pydantic import ValidationError
 
-from nlft.adapter import CONFIG, adapter_folder, read_adapter, read_config, recipe_of
+from nlft.adapter import CONFIG, adapter_folder, check_tensors, read_config, recipe_of
 from nlft.base import UNREADABLE, FrozenBase, load_base
 from nlft.config import BaseConfig
 from nlft.errors import NlftError, reason
-from nlft.manifest import Manifest, read_manifest
+from nlft.hub import model_name
+from nlft.manifest import AGAIN, FILE, Manifest, read_manifest
+from nlft.pathways.base_sample import check_base
 from nlft.pathways.task import TaskPeftConfig
 from nlft.remote import fetch_adapter
 
@@ -39,8 +44,12 @@ def load(
         note = base_note(folder)
         named = note if base is None else note.model_copy(update={"model": str(base), "revision": None})
         frozen = load_base(named)
-        if not any_base:
-            check_fingerprint(read_manifest(folder), frozen)
+        manifest, config = read_manifest(folder), read_config(folder)
+        remark = (
+            None if any_base else check_fingerprint(manifest, frozen, config) or unchecked(manifest, frozen, config)
+        )
+        if remark is not None:
+            warnings.warn(remark, stacklevel=2)
         base = frozen.model
     return put_on(folder, base, any_base, **options)
 
@@ -53,7 +62,7 @@ def put_on(folder: Path, base: Any, any_base: bool = False, **options: Any) -> P
     """
     config = read_config(folder)
     if isinstance(config, TaskPeftConfig):
-        read_adapter(folder, apart=False)
+        check_tensors(folder, config)  # PEFT looks at the values
         if any_base:
             options["config"] = config
             config.check_base = False
@@ -79,30 +88,76 @@ def base_note(folder: Path) -> BaseConfig:
         note = manifest.base
         plain = note.quantization == "none" and note.dtype in DTYPES
         fields = {"model": note.model, "revision": note.revision, "quantization": note.quantization}
-        return BaseConfig.model_validate(fields | {"dtype": note.dtype if plain else "auto"})
+        try:
+            return BaseConfig.model_validate(fields | {"dtype": note.dtype if plain else "auto"})
+        except ValidationError as error:
+            raise NlftError(f"{folder / FILE} names no base: {error.errors()[0]['msg']}.", AGAIN) from error
     recipe = recipe_of(folder, None)
     if recipe is not None:
         return recipe.base
     config = read_config(folder)
     if not config.base_model_name_or_path:
         raise NlftError(f"{folder / CONFIG} names no base model.", "Name it: nlft.load(adapter, base=MODEL).")
-    return BaseConfig(model=config.base_model_name_or_path, revision=config.revision)
+    return BaseConfig(model=model_name(config.base_model_name_or_path), revision=config.revision)
 
 
-def check_fingerprint(manifest: Manifest | None, base: FrozenBase) -> None:
+def check_fingerprint(manifest: Manifest | None, base: FrozenBase, config: PeftConfig) -> str | None:
     """Refuses a base with other weights than the manifest's.
 
-    Weights of another dtype or quantisation have another hash, and so they are not compared.
+    Weights of another dtype or quantisation have another hash, and so they are not compared. Where hashes differ, the
+    sample of weights that nlft's own adapters note decides: the hash also covers buffers that transformers computes,
+    and another version may do so in another way.
+
+    Args:
+        config: of the adapter.
+
+    Returns:
+        What there is to say about a base that is taken on its sample's word; None where the hashes agree, or one is
+        missing.
 
     Raises:
-        NlftError: they differ.
+        NlftError: they differ, and there is no sample, or it differs too.
     """
     if manifest is None or manifest.base.sha256 is None:
-        return
+        return None
     alike = manifest.base.dtype == str(base.model.dtype).removeprefix("torch.")
-    if alike and manifest.base.sha256 != base.fingerprint:
-        raise NlftError(
-            f"The adapter was made for {manifest.base.model} with other weights (sha256"
-            f" {manifest.base.sha256[:12]}…, and those of {base.name} have {base.fingerprint[:12]}…).",
-            "Give the base and revision that it was made for, or say that any base will do: any_base=True.",
+    if not alike or manifest.base.sha256 == base.fingerprint:
+        return None
+    if vouched(config, base):
+        return (
+            f"{base.name} has another sha256 than the base of the adapter, but the weights that the adapter notes of it"
+            " are the same: another version of transformers may compute its buffers in another way."
         )
+    raise NlftError(
+        f"The adapter was made for {manifest.base.model} with other weights (sha256"
+        f" {manifest.base.sha256[:12]}…, and those of {base.name} have {base.fingerprint[:12]}…).",
+        "Give the base and revision that it was made for, or say that any base will do: any_base=True.",
+    )
+
+
+def unchecked(manifest: Manifest | None, base: FrozenBase, config: PeftConfig) -> str | None:
+    """What there is to say where an adapter of nlft's notes nothing that its base could be compared with."""
+    if not isinstance(config, TaskPeftConfig) or config.base_sample or config.base_fingerprint:
+        return None
+    if manifest is not None and manifest.base.sha256 == base.fingerprint:
+        return None
+    return f"The adapter notes no weights of its base, so it was not checked whether {base.name} is that base."
+
+
+def vouched(config: PeftConfig, base: FrozenBase) -> bool:
+    """Whether an adapter notes a sample of its base's weights; then this base has been compared with it.
+
+    Raises:
+        NlftError: the base has other weights.
+    """
+    if not isinstance(config, TaskPeftConfig) or not config.base_sample:
+        return False
+    check_base(config, base.model)
+    return config.check_base
+
+
+def free_memory() -> None:
+    """Gives back what nothing refers to, also on the GPU. PEFT's models refer to themselves."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

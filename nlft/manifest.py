@@ -15,13 +15,16 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from nlft.errors import NlftError, reason
+from nlft.remote import OWNERS, is_exported
 
 FILE = "nlft.json"
 SCHEMA = "nlft.adapter/1"
 MAX_BYTES = 4 << 20
 """Longest manifest that is read."""
-NOT_OURS = (".git", ".gitattributes", ".cache")
-"""What git and the Hub's client put beside an adapter."""
+NOT_OURS = (".git", ".cache")
+"""Folders of git and of the Hub's client beside an adapter, which nobody looks into."""
+MAX_ROWS = 5_000_000
+"""Most rows of a table beside an adapter: as Python objects they take about 2 GB, and a small file can claim more."""
 AGAIN = "Take a whole copy of the adapter, as `nlft export` wrote it."
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -46,7 +49,7 @@ class BaseNote(Part):
     """`nlft.base.fingerprint`: over every weight and buffer as loaded; None where nobody took it."""
     dtype: Text | None = None
     """Of the weights as loaded: `float32`, `bfloat16`, …; None where unknown."""
-    quantization: Text = "none"
+    quantization: Literal["none", "4bit", "8bit"] = "none"
     """`none`, `4bit` or `8bit`, as in a recipe."""
 
 
@@ -102,7 +105,7 @@ class Manifest(Part):
     """Name of the recipe's method; None for a bare adapter."""
     tasks: list[Text] = []
     """What was learned, in order."""
-    dtype: Text
+    dtype: Literal["float32", "bfloat16", "float16"]
     """Of the learned rows as stored: `float32`, `bfloat16` or `float16`."""
     learned_bytes: Count
     """Tensors that were trained."""
@@ -163,14 +166,30 @@ def describe_files(folder: Path) -> dict[str, FileNote]:
     }
 
 
-def check_files(folder: Path, manifest: Manifest, editable: Sequence[str] = ("README.md",)) -> None:
+def whole_manifest(folder: Path) -> Manifest | None:
+    """Reads the manifest of a folder and compares all files with it.
+
+    Returns:
+        None where there is no `nlft.json`.
+
+    Raises:
+        NlftError: it is no manifest, or the folder is not what was exported.
+    """
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        check_files(folder, manifest)
+    return manifest
+
+
+def check_files(folder: Path, manifest: Manifest, editable: Sequence[str] = OWNERS) -> None:
     """Compares a folder with its manifest. Lengths are looked at before anything is read.
 
     Args:
-        editable: files that may be changed or missing; a card is written by hand in the end.
+        editable: files that may be changed, added or missing; a card is written by hand in the end.
 
     Raises:
-        NlftError: a file is missing, changed or not in the manifest, or a name or link leads elsewhere. All are named.
+        NlftError: a file is missing, changed, not in the manifest or none of an export, a table claims too many rows,
+            or a name or link leads elsewhere. All are named.
     """
     problems = [f"the name {name!r} leads out of the folder" for name in manifest.files if not is_inside(name)]
     listed = {name: note for name, note in manifest.files.items() if is_inside(name)}
@@ -178,17 +197,32 @@ def check_files(folder: Path, manifest: Manifest, editable: Sequence[str] = ("RE
         path = folder / name
         if name in editable:
             continue
-        if not path.is_file():
+        if not is_exported(name):
+            problems.append(f"{name} is no file of an export")
+        elif not path.is_file():
             problems.append(f"{name} is missing")
         elif leads_out(path, folder):
             problems.append(f"{name} is a link to another place")
         elif path.stat().st_size != note.bytes or sha256_of(path) != note.sha256:
             problems.append(f"{name} is not the file that was exported (its sha256 differs)")
+        elif name.endswith(".parquet") and (rows := rows_in(path)) > MAX_ROWS:
+            problems.append(f"{name} claims {rows:,} rows, where {MAX_ROWS:,} are read at most")
     problems += [
         f"{name} is not in {FILE}" for name in sorted(files_of(folder)) if name not in {FILE, *listed, *editable}
     ]
     if problems:
         raise NlftError(f"{folder} is not what was exported: {'; '.join(problems)}.", AGAIN)
+
+
+def rows_in(path: Path) -> int:
+    """How many rows a Parquet file claims to have, by its footer alone; 0 for a file that is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError):
+        return 0  # who reads it says what is wrong with it
 
 
 def files_of(folder: Path) -> Iterator[str]:
@@ -198,7 +232,7 @@ def files_of(folder: Path) -> Iterator[str]:
         links = [name for name in folders if (here / name).is_symlink()]
         if here == folder:
             folders[:] = [name for name in folders if name not in NOT_OURS]
-            files = [name for name in files if name not in NOT_OURS]
+            files = [name for name in files if name not in NOT_OURS]  # a worktree's `.git` is a file
         for name in (*files, *links):
             yield (here / name).relative_to(folder).as_posix()
 

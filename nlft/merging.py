@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,26 @@ from torch import Tensor
 
 from nlft.adapter import CONFIG, read_config, recipe_of
 from nlft.base import FrozenBase, load_base, named_tensors
+from nlft.cargo import check_linear
 from nlft.checkpoint import holds_nothing, write_folder
 from nlft.config import BaseConfig, Recipe
-from nlft.data.domain import load_domains
 from nlft.errors import NlftError, reason
-from nlft.found_recipe import own_recipe
-from nlft.loading import check_fingerprint, put_on
-from nlft.manifest import read_manifest
+from nlft.found_recipe import beside
+from nlft.loading import check_fingerprint, free_memory, put_on
+from nlft.manifest import whole_manifest
 from nlft.measure.items import write_items
 from nlft.methods import build_method
-from nlft.pathways.cms.config import CmsPeftConfig
-from nlft.pathways.hope.config import HopePeftConfig
 from nlft.pathways.lifecycle import kind_of
-from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
-from nlft.pathways.task import TaskPeftConfig
-from nlft.prepare import prepare
+from nlft.prepare import Prepared, prepare
 from nlft.remote import fetch_adapter
 from nlft.report.merged_card import Merged, MergedScore, Rounding, merged_card
-from nlft.rescore import counted_mean, weights_of
+from nlft.rescore import scored_domains, side_by_side, weights_of
 from nlft.scoring import measure
 from nlft.testimony import logits_of, witness_rows
 from nlft.types import Item
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference of a logit that a merge may make, by dtype, as a share of the largest logit."""
-INSTEAD = (
-    "Keep the adapter beside the base: `nlft export RUN DIR` writes a folder that PEFT loads in two lines, and"
-    " `unload()` gives the base back. Distilling it into weights is not offered."
-)
 KEEP = "Keep the adapter beside the base (`nlft export RUN DIR`)"
 
 
@@ -54,6 +46,7 @@ def merge(
     recipe: Recipe | None = None,
     onto_full_precision: bool = False,
     any_base: bool = False,
+    rescore: bool = True,
     console: Console | None = None,
 ) -> Merged:
     """Merges a linear adapter into its base, scores what was written, and keeps it if it computes the same.
@@ -64,6 +57,7 @@ def merge(
         recipe: base and columns; a run and an exported adapter bring their own.
         onto_full_precision: merge into the unquantised base where the recipe's is quantised.
         any_base: the base may be another one than the adapter was made for.
+        rescore: score tasks and probes before and after; else logits alone are compared, on fixed tokens.
 
     Raises:
         NlftError: the adapter is not linear, the base is quantised, or the merged model computes something else.
@@ -72,6 +66,7 @@ def merge(
     if not holds_nothing(out):
         raise NlftError(f"{out} is not empty.", "Give another folder.")
     folder = fetch_adapter(source)
+    manifest = whole_manifest(folder)
     weights = weights_of(folder)
     check_linear(source, weights)
     recipe = recipe or recipe_beside(folder, weights, console)
@@ -86,86 +81,99 @@ def merge(
             " was learned, so nothing is merged into it.",
             f"Add --onto-full-precision to merge into the unquantised base, with the scores of both. Or: {KEEP}.",
         )
-    domains = load_domains(recipe)
-    trained_on = load_base(recipe.base)
-    if not any_base:
-        check_fingerprint(read_manifest(weights), trained_on)
-    prepared = prepare(recipe, domains, trained_on)
-
-    def adapted(base: FrozenBase) -> Any:
-        return load_adapted(source, weights, base, recipe, any_base)
-
-    before, after_base = None, trained_on
-    if quantised is not None:
+    domains = scored_domains(recipe, source) if rescore else None
+    base = load_base(recipe.base)
+    if not any_base and (weights / CONFIG).is_file():
+        remark = check_fingerprint(manifest, base, read_config(weights))
+        if remark is not None:
+            console.print(remark, markup=False, highlight=False, soft_wrap=True)
+    prepared, before = None if domains is None else prepare(recipe, domains, base), None
+    if quantised is not None and prepared is not None:
         console.print(f"Scoring the {quantised} base with the adapter on.", highlight=False)
-        before = measure(adapted(trained_on), trained_on, recipe, prepared, 1, "on")
-        after_base = load_base(recipe.base.model_copy(update={"quantization": "none"}))
-        del trained_on
-    if getattr(after_base.model, "is_quantized", False):
+        before = measure(load_adapted(source, weights, base, recipe, any_base), base, recipe, prepared, 1, "on")
+    if quantised is not None:
+        del base
+        free_memory()
+        base = load_base(recipe.base.model_copy(update={"quantization": "none"}))
+    if getattr(base.model, "is_quantized", False):
         raise NlftError(
             f"The weights of {recipe.base.model} are stored quantised, and nothing is merged into such weights.",
             f"Name the unquantised base in a recipe (base.model) and give that with --recipe. Or: {KEEP}.",
         )
-    model = adapted(after_base)
-    rows = witness_rows(prepared, after_base.tokenizer, model.get_input_embeddings().num_embeddings)[:2]
-    said = said_of(model, *rows)
-    if before is None:
-        before = measure(model, after_base, recipe, prepared, 1, "on")
-    dtype = after_base.model.dtype
-    kind = kind_of(model.active_peft_config)
-    core, rounding = merge_weights(model, kind)
+    model = load_adapted(source, weights, base, recipe, any_base)
+    told = ask(model, base, recipe, prepared, before)
+    core, rounding = merge_weights(model, told.kind)
+    parts = [core, base.tokenizer]
+    del base, model, core
     found: list[Merged] = []
 
     def write(partial: Path) -> None:
-        core.save_pretrained(partial)
-        after_base.tokenizer.save_pretrained(partial)
-        # What is measured is what lies on the disk.
-        stored = load_base(of_folder(recipe.base, partial))
-        logits, allowed = compare(said, said_of(stored.model, *rows), dtype)
-        after = measure(stored.model, stored, recipe, prepared, 1, "on")
-        scores = tuple(side_by_side(before, after))
-        merged = Merged(out, kind, scores, logits, allowed, text_of(dtype), quantised, rounding)
+        while parts:
+            parts.pop(0).save_pretrained(partial)
+        free_memory()  # nothing holds the base any more, and what was written is as large
+        scores, after, logits, allowed = score_stored(partial, recipe, prepared, told)
+        merged = Merged(out, told.kind, scores, logits, allowed, text_of(told.dtype), quantised, rounding)
         found.append(merged)
-        write_results(partial, merged, before, after)
-        card = merged_card(merged, recipe.base, source)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        write_results(partial, merged, told.items, after)
+        (partial / "README.md").write_text(merged_card(merged, recipe.base, source), encoding="utf-8")
 
-    console.print("Scoring the merged model as it was written.", highlight=False)
+    if prepared is not None:
+        console.print("Scoring the merged model as it was written.", highlight=False)
     write_folder(out, write, "The merged model")
     return found[0]
 
 
-def check_linear(source: str, weights: Path) -> None:
-    """Refuses an adapter that no weight of the base can stand for.
+@dataclass(frozen=True)
+class Told:
+    """What the base with the adapter on has said, which stays when both are let go of."""
+
+    rows: tuple[Tensor, Tensor]
+    """Ids and mask [N, T] of the witness."""
+    logits: Tensor
+    """[tokens, V] float32, of them."""
+    items: Sequence[Item]
+    kind: str
+    """PEFT's name of the adapter's kind."""
+    dtype: torch.dtype
+    """Of the base."""
+
+
+def ask(model: Any, base: FrozenBase, recipe: Recipe, prepared: Prepared | None, items: Sequence[Item] | None) -> Told:
+    """Asks the base with the adapter on.
+
+    Args:
+        items: its scores, if they were taken already, of the quantised base.
+    """
+    ids, mask, _ = witness_rows(prepared, base.tokenizer, model.get_input_embeddings().num_embeddings)
+    said = said_of(model, ids, mask)
+    if items is None and prepared is not None:
+        items = measure(model, base, recipe, prepared, 1, "on")
+    return Told((ids, mask), said, items or [], kind_of(model.active_peft_config), base.model.dtype)
+
+
+def score_stored(
+    folder: Path, recipe: Recipe, prepared: Prepared | None, told: Told
+) -> tuple[tuple[MergedScore, ...], list[Item], float, float]:
+    """Loads what lies on the disk and scores it.
+
+    Returns:
+        Scores beside those with the adapter on, its items, the largest difference of a logit, and the largest allowed.
 
     Raises:
-        NlftError: with the reason and what to do instead.
+        NlftError: it computes something else.
     """
-    config = read_config(weights) if (weights / CONFIG).is_file() else None
-    why = None if config is None else why_not(config)
-    if why is not None:
-        raise NlftError(f"{source} cannot be merged: {why}.", INSTEAD)
-
-
-def why_not(config: Any) -> str | None:
-    """Why the adapter is no change of the base's weights; None if it is one, or is not one of nlft's pathways."""
-    if not isinstance(config, TaskPeftConfig):
-        return None
-    if isinstance(config, SparseMemoryPeftConfig):
-        return "which of its slots speak is decided anew for every token that is read, and a weight is always the same"
-    if isinstance(config, HopePeftConfig):
-        return "its memory learns from the sequence that it reads, and a weight is always the same"
-    if config.gate_layer is not None:
-        return "it stands behind a gate, which is opened by what is read, and a weight is always on"
-    if isinstance(config, CmsPeftConfig) and config.init == "pretrained":
-        return None
-    return "its levels are MLPs beside the base's blocks, with a nonlinearity of their own"
+    stored = load_base(of_folder(recipe.base, folder))
+    logits, allowed = compare(told.logits, said_of(stored.model, *told.rows), told.dtype)
+    after = [] if prepared is None else measure(stored.model, stored, recipe, prepared, 1, "on")
+    lines = side_by_side(told.items, after)
+    scores = tuple(MergedScore(column, metric, count, one, two) for column, metric, count, one, two in lines)
+    return scores, after, logits, allowed
 
 
 def recipe_beside(folder: Path, weights: Path, console: Console) -> Recipe | None:
     """The recipe of a run, of the run that an adapter lies in, or of an exported directory."""
-    own = folder / "config.yaml"
-    return own_recipe(own, console) if own.is_file() else recipe_of(weights, None, console)
+    found = beside(folder, console)
+    return found[1] if found is not None else recipe_of(weights, None, console)
 
 
 def load_adapted(source: str, weights: Path, base: FrozenBase, recipe: Recipe, any_base: bool) -> Any:
@@ -267,21 +275,13 @@ def compare(said: Tensor, again: Tensor, dtype: torch.dtype) -> tuple[float, flo
     return difference, allowed
 
 
-def side_by_side(before: Sequence[Item], after: Sequence[Item]) -> list[MergedScore]:
-    """A line for every column and metric."""
-    lines = []
-    for column, metric in dict.fromkeys((item.column, item.metric) for item in after):
-        n_rows, merged = counted_mean(list(after), column, metric)
-        lines.append(MergedScore(column, metric, n_rows, counted_mean(list(before), column, metric)[1], merged))
-    return lines
-
-
 def write_results(folder: Path, merged: Merged, before: Sequence[Item], after: Sequence[Item]) -> None:
     """Writes `results/`: every item before and after, and the summary as JSON."""
     results = folder / "results"
     results.mkdir()
-    write_items(results / "items.parquet", "adapter", before)
-    write_items(results / "items.parquet", "merged", after)
+    if after:
+        write_items(results / "items.parquet", "adapter", before)
+        write_items(results / "items.parquet", "merged", after)
     facts = {name: value for name, value in asdict(merged).items() if name != "folder"}
     (results / "merge.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nlft.errors import NlftError, combined, reason
-from nlft.manifest import FILE, Manifest, check_files, files_of, read_manifest
-from nlft.remote import CONFIG, WEIGHTS, is_exported
+from nlft.manifest import FILE, MAX_ROWS, Manifest, check_files, files_of, read_manifest, rows_in
+from nlft.remote import CONFIG, OWNERS, WEIGHTS, is_exported
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 SECRETS = {
@@ -67,7 +68,7 @@ def pack(folder: Path, base_weights: bool = False) -> Parcel:
             problems.append(NlftError(f"{name} is a link. Put the file itself there."))
         elif path.suffix in PICKLES:
             problems.append(NlftError(f"{name} may be a pickle, which runs code when it is read. Take it out."))
-        elif not is_exported(name):
+        elif not is_exported(name) and name not in OWNERS:
             problems.append(NlftError(f"{name} is no file of an export. Take it out."))
         else:
             problems += [NlftError(f"{name}, {where}: {what}. Take it out.") for where, what in secrets_in(path)]
@@ -94,14 +95,16 @@ def secrets_in(path: Path) -> Iterator[tuple[str, str]]:
 def texts_of(path: Path) -> Iterator[tuple[str, str]]:
     """The text in a file, piece by piece, each with its place: lines, strings of a table, notes of tensors."""
     if path.suffix == ".parquet":
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
+        if rows_in(path) > MAX_ROWS:  # which check_files says
+            return
         table = pq.read_table(path)
+        for key, text in (table.schema.metadata or {}).items():
+            yield f"note {key.decode(errors='replace')!r}", text.decode(errors="replace")
         for column in table.column_names:
-            if pa.types.is_string(table.schema.field(column).type):
-                for row, text in enumerate(table[column].to_pylist(), 1):
-                    yield f"column {column}, row {row}", text or ""
+            for text in strings_in(table[column]):
+                yield f"column {column}", text
     elif path.suffix == ".safetensors":
         for key, text in notes_of(path).items():
             yield f"note {key!r}", text
@@ -109,6 +112,22 @@ def texts_of(path: Path) -> Iterator[tuple[str, str]]:
         with path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
                 yield f"line {number}", line
+
+
+def strings_in(column: Any) -> Iterator[str]:
+    """The different texts of a column or array, those in lists, maps and structures too."""
+    import pyarrow as pa
+
+    kind = column.type
+    if not pa.types.is_nested(kind):
+        if not pa.types.is_primitive(kind):
+            for text in column.unique().to_pylist():
+                yield text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+        return
+    for chunk in getattr(column, "chunks", [column]):
+        parts = [chunk.keys, chunk.items] if pa.types.is_map(kind) else chunk.flatten()
+        for part in parts if isinstance(parts, list) else [parts]:
+            yield from strings_in(part)
 
 
 def notes_of(path: Path) -> dict[str, str]:

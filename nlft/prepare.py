@@ -13,6 +13,7 @@ from nlft.data.template import Encoded, TooLong, encode_rows, pad_id
 from nlft.errors import DataError, NlftError, combined
 from nlft.measure.evaluation import check_evaluation
 from nlft.methods.calibration import check_budget
+from nlft.methods.protocol import TaskContext
 from nlft.types import Row, Task
 
 
@@ -42,6 +43,30 @@ class Prepared:
         train |= {task.name: self.train[task.name] for task in self.domains.earlier}
         return replace(self, domains=replace(self.domains, tasks=(one,)), train=train)
 
+    def context(self, recipe: Recipe, base: FrozenBase, stage: int, learned: int) -> TaskContext:
+        """What a method is told of a stage.
+
+        Args:
+            stage: from 1.
+            learned: tasks that the adapter held before the first stage; no seed is drawn from twice.
+        """
+        tasks, number = self.domains.tasks, learned + stage
+        before = [*self.domains.earlier, *tasks[: stage - 1]]
+        return TaskContext(
+            name=tasks[stage - 1].name,
+            train=self.train[tasks[stage - 1].name],
+            earlier=[row for task in before for row in self.train[task.name]],
+            background=self.background,
+            number=number,
+            n_tasks=learned + len(tasks),
+            batch_size=recipe.train.batch_size,
+            pad_id=self.pad_id,
+            seed=recipe.train.seeds.init + 1000 * number,
+            rows=tasks[stage - 1].train,
+            max_length=self.max_length,
+            begin_id=base.tokenizer.bos_token_id,
+        )
+
 
 def prepare(recipe: Recipe, domains: Domains, base: FrozenBase, learned: int = 0) -> Prepared:
     """Tokenises the rows of a recipe.
@@ -65,8 +90,7 @@ def prepare(recipe: Recipe, domains: Domains, base: FrozenBase, learned: int = 0
             problems.append(DataError(f"{where} has no rows.", "Give a source with at least one row."))
         return encoded
 
-    places = {task.name: (task.train, f"tasks.{task.name}.train") for task in recipe.tasks}
-    places |= {task.name: (task.train, f"earlier.{task.name}.train") for task in recipe.earlier}
+    places = {task.name: (task.train, f"{section}.{task.name}.train") for section, _, task in recipe.all_tasks()}
     train = {task.name: encode(task.train, *places[task.name]) for task in (*domains.tasks, *domains.earlier)}
     too_long: dict[str, TooLong] = {}
     for evaluation in domains.evaluations:
@@ -112,7 +136,7 @@ def digest_rows(domains: Domains) -> str:
 
 def evaluation_config(recipe: Recipe, name: str, split: str) -> tuple[DataConfig, str]:
     """The data section behind an evaluation's rows, and its dotted key."""
-    for section, task in (*(("tasks", one) for one in recipe.tasks), *(("earlier", one) for one in recipe.earlier)):
+    for section, _, task in recipe.all_tasks():
         if task.name == name:
             if split == "seen" and task.seen is not None:
                 return task.seen, f"{section}.{name}.seen"

@@ -27,7 +27,10 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise NlftError("Ray is not installed.", "Install it with: pip install 'nlft[ray]'") from error
+        raise NlftError(
+            "Ray is not installed.",
+            "Install nlft's extra for it, in the copy of its repository: pip install -e '.[ray]'",
+        ) from error
     return ray
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,6 +27,8 @@ FILES = (
     ".eval_results/*.yaml",
 )
 """What is fetched of a repository: an exported directory or a plain PEFT adapter, nothing that can hold code."""
+OWNERS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", ".gitattributes", ".gitignore")
+"""What the owner of an exported directory or repository may add, change or leave out."""
 MAX_TENSORS = 32 << 30
 """Most bytes of a `.safetensors` file that is fetched."""
 MAX_FILE = 256 << 20
@@ -95,12 +98,30 @@ def fetch_adapter(name: str, revision: str | None = None) -> Path:
                 return checked(Path(snapshot_download(name, local_files_only=True, **wanted)), name)
             info = HfApi().model_info(name, revision=revision, files_metadata=True)
             check_adapter({file.rfilename: file.size or 0 for file in info.siblings or []}, name)
+            # The commit whose files were looked at: a branch may have moved on since.
+            wanted["revision"] = info.sha
             folder = checked(Path(snapshot_download(name, **wanted)), name)
         except hub_errors() as error:
             raise hub_sentence(error, name, revision) from error
-    if info.sha != resolved_revision(folder):
-        raise NlftError(f"{name} changed while it was fetched.", "Run the same command again.")
+    note_commit(folder, revision or "main")
     return folder
+
+
+def note_commit(folder: Path, revision: str) -> None:
+    """Notes in the Hub's cache which commit a branch or tag stands for, so that it is found without the Hub too.
+
+    The client does so where it is given the branch, and it was given the commit.
+    """
+    commit, place = resolved_revision(folder), folder.parent.parent / "refs" / revision
+    if commit in (None, revision) or ".." in place.parts or (place.is_file() and place.read_text() == commit):
+        return
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+        partial.write_text(str(commit))
+        partial.replace(place)
+    except OSError:  # a cache that others fill; the files are here
+        return
 
 
 def resolved_revision(folder: Path) -> str | None:
@@ -216,6 +237,8 @@ def hub_sentence(error: BaseException, name: str, revision: str | None = None) -
             return NlftError(f"{name}: {said}", "Write it as USER/NAME or USER/NAME@REVISION.")
         if isinstance(error, ValueError):
             return NlftError(f"What the Hub answered cannot be read ({said}).", AGAIN)
+        if any(type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError") for cause in causes):
+            return NlftError(f"The Hub cannot be reached ({said}).", "Connect, and run the same command again.")
         return NlftError(f"The connection to the Hub broke ({said}).", AGAIN)
     code, token = answer.response.status_code, get_token()
     if isinstance(answer, GatedRepoError):
@@ -251,5 +274,8 @@ def causes_of(error: BaseException) -> list[BaseException]:
 
 
 def without_token(text: str) -> str:
-    """A text in which anything that looks like a token of the Hub is blotted out."""
-    return re.sub(r"\bhf_\w+", "hf_…", text)
+    """A text in which this machine's token, and anything that looks like one of the Hub's, is blotted out."""
+    from huggingface_hub import get_token
+
+    own = get_token()
+    return re.sub(r"\bhf_\w+", "hf_…", text.replace(own, "…") if own else text)

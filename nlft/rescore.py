@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from nlft.adapter import CONFIG, own_recipe
+from nlft.adapter import CONFIG
 from nlft.base import UNREADABLE, FrozenBase, load_base
 from nlft.checkpoint import finished_stages
 from nlft.config import FullConfig, Recipe
 from nlft.data.domain import Domains, load_domains
 from nlft.errors import NlftError, reason
+from nlft.found_recipe import EXPORTED, beside
 from nlft.loading import put_on
-from nlft.manifest import check_files, read_manifest
+from nlft.manifest import whole_manifest
 from nlft.measure.items import read_runs
 from nlft.methods import build_method
 from nlft.methods.full import Full
-from nlft.pathways.base_sample import other_form
 from nlft.prepare import prepare
 from nlft.remote import fetch_adapter
 from nlft.run import measure
@@ -60,17 +60,16 @@ def evaluate_run(
     """
     console = console or Console(quiet=True)
     folder = fetch_adapter(path)
-    manifest = read_manifest(folder)
-    if manifest is not None:
-        check_files(folder, manifest)
-    beside = folder / ("config.yaml" if manifest is None else "recipe.yaml")
-    own = recipe is None and beside.is_file()
-    if own:
-        recipe = own_recipe(beside, console)
+    file, own = None, False
+    if recipe is not None:
+        whole_manifest(folder)
+    elif (found := beside(folder, console)) is not None:
+        (file, recipe), own = found, True
     weights = weights_of(folder)
     if recipe is None:
         raise NlftError(f"{path} is an adapter and brings no evaluations.", "Name a recipe with --recipe.")
-    domains = load_foreign(recipe, path) if own and manifest is not None else load_domains(recipe)
+    foreign = file is not None and file.name == EXPORTED
+    domains = load_foreign(recipe, path) if foreign else load_domains(recipe)
     base = load_base(recipe.base)
     prepared = prepare(recipe, domains, base)
     adapter = (weights / CONFIG).is_file()
@@ -85,11 +84,8 @@ def evaluate_run(
         after = measure(model, base, recipe, prepared, 1, "on", learner)
     else:
         after = measure(load_weights(weights, base, any_base), base, recipe, prepared, 1, "on")
-    lines = []
-    for column, metric in dict.fromkeys((item.column, item.metric) for item in after):
-        n_rows, adapted = counted_mean(after, column, metric)
-        lines.append(Rescored(column, metric, counted_mean(before, column, metric)[1], adapted, n_rows))
-    return lines
+    lines = side_by_side(before, after)
+    return [Rescored(column, metric, one, two, count) for column, metric, count, one, two in lines]
 
 
 def load_foreign(recipe: Recipe, path: str) -> Domains:
@@ -102,6 +98,26 @@ def load_foreign(recipe: Recipe, path: str) -> Domains:
         return load_domains(recipe)
     except NlftError as error:
         hint = f"The recipe that {path} brings names data that this machine does not have: name one with --recipe."
+        raise NlftError(error.message, hint) from error
+
+
+def scored_domains(recipe: Recipe, source: str) -> Domains:
+    """The recipe's rows. Where train rows are not here test rows stand for them, since nothing is trained.
+
+    Raises:
+        NlftError: test rows are not here either.
+    """
+    try:
+        return load_domains(recipe)
+    except NlftError:
+        parts = {
+            name: [task.model_copy(update={"train": task.test}) for task in getattr(recipe, name)]
+            for name in ("tasks", "earlier")
+        }
+    try:
+        return load_domains(recipe.model_copy(update={**parts, "background": None}))
+    except NlftError as error:
+        hint = f"Name a recipe whose rows are here with --recipe, or merge {source} without scoring it: --no-rescore."
         raise NlftError(error.message, hint) from error
 
 
@@ -157,8 +173,11 @@ def load_weights(weights: Path, base: FrozenBase, any_base: bool = False) -> Any
         if not (weights / CONFIG).is_file():
             return Full(FullConfig(kind="full", lr=1.0)).load(base, weights)
         model: Any = put_on(weights, base.model, any_base)
-    made_for = None if any_base else getattr(model.active_peft_config, "base_fingerprint", None)
-    if made_for not in (None, base.fingerprint) and not other_form(model.active_peft_config, model):
+    config = model.active_peft_config
+    made_for = None if any_base else getattr(config, "base_fingerprint", None)
+    # A sample of weights has been compared by value. The hash also covers buffers that transformers computes, which
+    # another version may do in another way.
+    if made_for not in (None, base.fingerprint) and not config.base_sample:
         raise NlftError(
             f"{weights} was made for a base with other weights than {base.name!r}.",
             "Score it on its own base: set base.model in the recipe.",
@@ -185,7 +204,14 @@ def readable(weights: Path, base: FrozenBase) -> Iterator[None]:
         ) from error
 
 
-def counted_mean(items: list[Item], column: str, metric: str) -> tuple[int, float]:
+def side_by_side(before: Sequence[Item], after: Sequence[Item]) -> Iterator[tuple[str, str, int, float, float]]:
+    """Column, metric, number of rows, and the mean before and after, of every column and metric."""
+    for column, metric in dict.fromkeys((item.column, item.metric) for item in after):
+        count, mean = counted_mean(after, column, metric)
+        yield column, metric, count, counted_mean(before, column, metric)[1], mean
+
+
+def counted_mean(items: Sequence[Item], column: str, metric: str) -> tuple[int, float]:
     """Number of rows and weighted mean of one column, which has rows."""
     chosen = [item for item in items if item.column == column and item.metric == metric]
     total = sum(item.weight for item in chosen)

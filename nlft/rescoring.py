@@ -33,7 +33,8 @@ def compare_items(before: Sequence[Item], after: Sequence[Item], exact: bool, lo
     Args:
         before: what was measured.
         after: what another process scored.
-        exact: both ran where the same model gives the same bits: no answer may differ, and no mean by more than 1e-4.
+        exact: both ran where the same model gives the same bits: no answer may differ, and no mean by more than 1e-4;
+            and the rows are those that were measured.
         lossy: learned rows were stored in a shorter dtype than they were trained in: a mean may differ by one point,
             or by one row where there are fewer than 100, and a likelihood by 1 %.
 
@@ -50,7 +51,8 @@ def compare_column(column: str, metric: str, before: list[Item], after: list[Ite
     """One column and metric."""
     name = f"score {column} ({metric})"
     if [item.item_id for item in before] != [item.item_id for item in after]:
-        return Check(name, f"{len(after)} rows, which are others than those measured", f"{len(before)} rows", None)
+        others = f"{len(after)} rows, which are others than those measured"
+        return Check(name, others, f"{len(before)} rows", False if exact else None)
     wanted, found = mean(before), mean(after)
     if math.isnan(wanted) or math.isnan(found):
         return Check(name, f"{found:.4f}", f"{wanted:.4f}", math.isnan(wanted) == math.isnan(found))

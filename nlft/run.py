@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from nlft.base import load_base, without_adapter
-from nlft.checkpoint import disk_error, finished_stages, holds_nothing, make_folder, write_folder, write_text
+from nlft.checkpoint import disk_error, finished_stages, make_folder, write_folder, write_text
 from nlft.config import Recipe
 from nlft.data.domain import Domains, load_domains, remarks
 from nlft.dissect.findings import dissect, facts_of
@@ -25,17 +25,18 @@ from nlft.errors import NlftError, reason
 from nlft.events import Events
 from nlft.measure.items import write_items, write_runs
 from nlft.methods import build_method
-from nlft.methods.protocol import TaskContext
+from nlft.origin import read_start
 from nlft.plan import single_method
+from nlft.premises import check_folder
 from nlft.prepare import prepare
-from nlft.recipes import dump_recipe, load_recipe
+from nlft.recipes import dump_recipe
 from nlft.report import write_report
 from nlft.scoring import measure
 from nlft.stage import Stage, check_inputs, read_stages, save_stage, undamaged
-from nlft.start import announcement, as_base, as_begun, begin, check_methods, find_start, read_start
+from nlft.start import announcement, as_base, as_begun, begin, check_methods, find_start
 from nlft.train import train_stage
 from nlft.types import Item
-from nlft.witness import describe_run, latency_ratio, logits_digest, off_digest, stored_bytes
+from nlft.witness import latency_ratio, logits_digest, off_digest, row_of
 
 
 def run_method(
@@ -131,26 +132,9 @@ def run_method(
     for stage, task in enumerate(domains.tasks, start=1):
         if stage <= len(done):
             continue
-        number = first + stage  # counts what the adapter had learned, so that no seed is drawn from twice
-        context = TaskContext(
-            name=task.name,
-            train=prepared.train[task.name],
-            earlier=[
-                row for before in (*domains.earlier, *domains.tasks[: stage - 1]) for row in prepared.train[before.name]
-            ],
-            background=prepared.background,
-            number=number,
-            n_tasks=first + len(domains.tasks),
-            batch_size=recipe.train.batch_size,
-            pad_id=prepared.pad_id,
-            seed=recipe.train.seeds.init + 1000 * number,
-            rows=task.train,
-            max_length=prepared.max_length,
-            begin_id=base.tokenizer.bos_token_id,
-        )
         events.write("stage", stage=stage, task=task.name)
         begun = time.perf_counter()
-        learner.begin_task(model, context)
+        learner.begin_task(model, prepared.context(recipe, base, stage, first))
         preparing = time.perf_counter() - begun
         cost = train_stage(
             model,
@@ -160,10 +144,11 @@ def run_method(
             steps=recipe.methods[name].step_counts(recipe.train.steps)[0],
             lr=recipe.methods[name].lrs[0],
             pad_id=prepared.pad_id,
-            stage=number,
+            stage=stage,
             label=f"{name}: {task.name}",
             events=events,
             console=console,
+            learned=first,
         )
         begun = time.perf_counter()
         learner.end_task(model)
@@ -191,25 +176,16 @@ def run_method(
     if not learner.changes_base:
         write_folder(out / "adapter", lambda folder: learner.save(model, folder), "The adapter")
     wall_s = sum(stage.wall_s for stage in stages) + time.perf_counter() - saved
-    costs = [stage.cost for stage in stages if stage.cost is not None]
-    row = describe_run(recipe, name, base, costs, sum(stage.eval_s for stage in stages), wall_s)
+    row = row_of(recipe, name, base, prepared.domains, learner, stages, out, wall_s)
     row |= {
-        "run_id": out.name,
-        "order": [task.name for task in domains.tasks],
         "setting": setting,
         "cell": cell,
         "start": json.dumps(asdict(started_from)) if started_from else None,
-        "told_task": learner.told_task,
-        "replay_bytes": costs[-1].replay_bytes,
-        "regulariser_bytes": costs[-1].regulariser_bytes,
         "dissect": facts_of(out),
-        "overlap": json.dumps({column: asdict(found) for column, found in domains.contamination.items()}),
         "base_unchanged": unchanged,
         "off_equals_base": off_equals_base,
-        "task_bytes": [stored_bytes(out / "stages" / str(n) / "model") for n in range(1, len(stages))],
         "latency_ratio": None if learner.changes_base else latency_ratio(model, base, prepared),
     }
-    row["stored_bytes"] = row["task_bytes"][-1]
     changed = unchanged is False or off_equals_base is False
     if changed:
         row["status"] = f"failed: the base was changed (weights equal {unchanged}, off equals base {off_equals_base})"
@@ -246,26 +222,3 @@ def naming(method: str) -> Iterator[None]:
         raise NlftError(
             f"methods.{method}: its settings do not fit this base: {reason(error)}", f"Correct methods.{method}."
         ) from error
-
-
-def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
-    """Refuses a folder that holds another run.
-
-    Raises:
-        NlftError: the folder is in use, or `resume` meets a different recipe.
-    """
-    config = out / "config.yaml"
-    if not holds_nothing(out) and not resume:
-        raise NlftError(
-            f"{out} holds another run.",
-            f"`nlft resume {out}` goes on with it as it was begun, `nlft continue {out} --task …` teaches what it has"
-            " learned a further task; for a run of its own give another folder with --out.",
-        )
-    if resume and not config.is_file():
-        raise NlftError(f"There is no run in {out} to resume: it has no config.yaml.", "Leave --resume away.")
-    if resume and dump_recipe(load_recipe(str(config))) != dump_recipe(recipe):
-        raise NlftError(
-            f"The run in {out} was started with another recipe, method or override.",
-            f"`nlft resume {out}` goes on with what {config} says; `nlft continue {out} --task …` teaches a finished"
-            " run a further task; or give another folder with --out.",
-        )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,48 +12,32 @@ import torch
 from peft import PeftConfig
 from torch import nn
 
-from nlft.adapter import CONFIG, WEIGHTS, adapter_folder, read_adapter, read_config
+from nlft.adapter import CONFIG, WEIGHTS, adapter_folder, check_tensors, read_config
 from nlft.base import UNREADABLE, FrozenBase, decoder_layers
 from nlft.checkpoint import finished_stages
 from nlft.config import LoraConfig, Recipe
 from nlft.config import Method as MethodConfig
 from nlft.data.domain import Domains
-from nlft.errors import DamagedError, NlftError, combined, reason
+from nlft.errors import NlftError, combined, reason
 from nlft.manifest import sha256_of
 from nlft.methods.calibration import retention_of
 from nlft.methods.penalty import FILE as REMEMBERED
 from nlft.methods.protocol import Method
 from nlft.methods.residual_lora import rewrites_base
+from nlft.origin import Start, comparable, digest_of, learned_tasks, parts_of, stages_behind
 from nlft.pathways.lifecycle import kind_of
 from nlft.pathways.task import TaskPeftConfig
 from nlft.recipes import load_recipe
-from nlft.remote import fetch_adapter, resolved_revision, split_revision
+from nlft.remote import fetch_adapter, is_adapter_id, resolved_revision, split_revision
 from nlft.types import Item
 
 KINDS = {"sparse_memory": "NLFT_SPARSE_MEMORY", "cms": "NLFT_CMS", "hope": "NLFT_HOPE"}
 """PEFT's names of the adapters that methods train, by kind; LoRA's is in its section."""
+COMMIT = re.compile("[0-9a-f]{40}")
 RENAMED = {"rank": "r", "layers": "layers_to_transform"}
 """Keys of a method's section under which PEFT's config has another name."""
 FREE = {"slots", "margin", "kind", "gate", "peft", "peft_type", "tasks"}
 """Keys that may be others for a new task than for those before, or that are looked at by themselves."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """An adapter from which training goes on, as a run notes it."""
-
-    name: str
-    """As the recipe names it, with the commit if it is on the Hub."""
-    revision: str | None
-    """Its commit on the Hub."""
-    sha256: str
-    """Of `adapter_model.safetensors`, as the Hub lists it too."""
-    digest: str
-    """sha256 over all that decides how training goes on: settings, tensors, and what penalties remember."""
-    tasks: list[str]
-    """Tasks that it has learned, as far as it or the recipe says."""
-    number: int
-    """How many those are; at least one, since some adapters do not say."""
 
 
 @dataclass(frozen=True)
@@ -81,38 +64,27 @@ def find_start(recipe: Recipe) -> Found | None:
         raise NlftError(f"adapter: {folder} has no {WEIGHTS}.", "Take a whole copy of the adapter.")
     config = read_config(folder)
     if isinstance(config, TaskPeftConfig):
-        read_adapter(folder, apart=False)  # says what is wrong with it before PEFT makes anything of its settings
+        check_tensors(folder, config)  # before the base is loaded; values are looked at when it is put on
     revision = resolved_revision(there)
     if revision is not None and not Path(name).expanduser().exists():
         name = f"{split_revision(name)[0]}@{revision}"
     learned = learned_tasks(config)
     check_tasks(recipe, learned)
     tasks = [task.name for task in recipe.earlier] if learned is None else learned
-    number = max(len(tasks), len(recipe.earlier), 1)
-    hashes = [sha256_of(path) for file in (CONFIG, WEIGHTS, REMEMBERED) if (path := folder / file).is_file()]
-    digest = hashlib.sha256("".join(hashes).encode()).hexdigest()
-    return Found(folder, config, Start(name, revision, hashes[1], digest, tasks, number))
-
-
-def read_start(out: Path) -> Start | None:
-    """What a run that has begun started from, by its first checkpoint; None if that was the base.
-
-    Raises:
-        DamagedError: the checkpoint cannot be read.
-    """
-    path = out / "stages" / "0" / "stage.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8")).get("start")
-        return None if facts is None else Start(**facts)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path} is damaged: {reason(error)}", "Start anew in another folder.") from error
+    number = max(len(tasks), len(recipe.earlier), stages_behind(folder), 1)
+    sha256 = sha256_of(folder / WEIGHTS)
+    return Found(folder, config, Start(name, revision, sha256, digest_of(folder, config, sha256), tasks, number))
 
 
 def as_begun(recipe: Recipe, out: Path) -> Recipe:
-    """A recipe whose adapter, if it is named without a commit, is the one with which the run in `out` was begun."""
+    """A recipe whose adapter, if it is named without a whole commit, is the one with which the run in `out` was begun:
+    that noted which commit a branch or tag stood for."""
     config = out / "config.yaml"
     begun = load_recipe(str(config)).adapter if recipe.adapter is not None and config.is_file() else None
-    if begun is None or begun.rpartition("@")[0] != recipe.adapter:
+    if begun is None or begun == recipe.adapter or recipe.adapter is None or not is_adapter_id(recipe.adapter):
+        return recipe
+    name, revision = split_revision(recipe.adapter)
+    if (revision and COMMIT.fullmatch(revision)) or begun.rpartition("@")[0] != name:
         return recipe
     return recipe.model_copy(update={"adapter": begun})
 
@@ -128,7 +100,7 @@ def announcement(recipe: Recipe, found: Found, domains: Domains) -> list[str]:
     known = f"learned: {', '.join(learned)}" if learned else "it does not say what it has learned"
     lines = [f"Goes on from {found.start.name} ({known}) with {', '.join(new)}; base {recipe.base.model} unchanged."]
     rows = {task.name for task in domains.earlier}
-    silent = [name for name in learned if not {name, *name.split("+")} & rows]
+    silent = [name for name in learned if not parts_of([name]) & rows]
     if silent:
         lines.append(
             f"Without rows of {', '.join(silent)}: thresholds of new tasks do not know them, and what happens to them"
@@ -172,13 +144,6 @@ def check_finished(folder: Path, name: str) -> None:
     )
 
 
-def learned_tasks(config: PeftConfig) -> list[str] | None:
-    """Names of the tasks that an adapter has learned; None if it does not say."""
-    if not isinstance(config, TaskPeftConfig):
-        return None
-    return list(config.tasks) if config.keeps_tasks_apart else list(config.provenance) or None
-
-
 def check_tasks(recipe: Recipe, learned: Sequence[str] | None) -> None:
     """Refuses tasks that were learned already, and earlier ones that never were.
 
@@ -190,7 +155,7 @@ def check_tasks(recipe: Recipe, learned: Sequence[str] | None) -> None:
     again = [task.name for task in recipe.tasks if task.name in learned]
     hint = "Give the new task a name of its own, or move it to `earlier`."
     problems = [NlftError(f"tasks.{name}: {recipe.adapter} has learned {name!r} already.", hint) for name in again]
-    parts = {part for name in learned for part in (name, *name.split("+"))}  # `a+b` is a and b, learned at once
+    parts = parts_of(learned)
     hint = f"It holds {', '.join(learned) or 'none'}."
     for name in (task.name for task in recipe.earlier if task.name not in parts):
         problems.append(NlftError(f"earlier.{name}: {recipe.adapter} has not learned a task {name!r}.", hint))
@@ -261,11 +226,6 @@ def settings_of(method: MethodConfig, depth: int) -> dict[str, tuple[str, Any]]:
         if key != "init_lora_weights" and not (key == "target_modules" and isinstance(value, str | None)):
             found[f"peft.{key}"] = (key, value)
     return found
-
-
-def comparable(value: Any) -> Any:
-    """A value whose entries, where it has several, stand in an order of their own: PEFT reads lists as sets."""
-    return sorted(value, key=repr) if isinstance(value, set | frozenset | list | tuple) else value
 
 
 def begin(learner: Method, base: FrozenBase, found: Found) -> nn.Module:

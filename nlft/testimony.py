@@ -84,7 +84,8 @@ def witness_rows(prepared: Prepared | None, tokenizer: Any, vocabulary: int) -> 
     ]
     chosen = [pair for layer in zip_longest(*columns) for pair in layer if pair][:ROWS]
     encoded = [encode(row, tokenizer, prepared.max_length, policy)[0] for row, policy in chosen]
-    batch = collate([Encoded(row.ids[:LENGTH], row.labels[:LENGTH], 0) for row in encoded], prepared.pad_id)
+    # Their ends: what is asked and answered stands there, after examples and instructions.
+    batch = collate([Encoded(row.ids[-LENGTH:], row.labels[-LENGTH:], 0) for row in encoded], prepared.pad_id)
     return batch.input_ids, batch.attention_mask, True
 
 
@@ -97,7 +98,7 @@ def hear(model: Any, input_ids: Tensor, attention_mask: Tensor, of_tasks: bool) 
     """
     off = logits_of(model, input_ids, attention_mask, "off")
     on, opened = logits_of(model, input_ids, attention_mask, "on"), False
-    if not of_tasks and torch.equal(on, off):
+    if not of_tasks and is_gated(model) and torch.equal(on, off):
         on, opened = logits_of(model, input_ids, attention_mask, "open"), True
     top = on.log_softmax(-1).topk(min(LIKELIEST, on.shape[-1]), dim=-1)
     kept = attention_mask.bool()
@@ -139,6 +140,12 @@ def cross_examine(model: Any, said: Testimony) -> tuple[Testimony, float]:
     return again, float((found - said.top_logprobs)[kept].abs().max())
 
 
+def is_gated(model: Any) -> bool:
+    """Whether gates or thresholds decide where the adapter speaks."""
+    config = model.active_peft_config
+    return isinstance(config, TaskPeftConfig) and config.keeps_tasks_apart
+
+
 def logits_of(model: Any, input_ids: Tensor, attention_mask: Tensor, mode: str) -> Tensor:
     """Logits [N, T, V] on the CPU, float32, with the adapter `on`, `off`, or its gates held `open`."""
     device = next(model.parameters()).device
@@ -146,7 +153,7 @@ def logits_of(model: Any, input_ids: Tensor, attention_mask: Tensor, mode: str) 
     context: Any = nullcontext()
     if mode == "off":
         context = model.disable_adapter()
-    elif mode == "open" and isinstance(model.active_peft_config, TaskPeftConfig):
+    elif mode == "open" and is_gated(model):
         context = replaced(wide_open(model))
     with torch.inference_mode(), context:
         output = model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
@@ -207,6 +214,9 @@ def check_shapes(said: Testimony, vocabulary: int) -> None:
         ValueError: naming the first that is odd.
     """
     shape = said.input_ids.shape
+    most = (ROWS, LENGTH, LIKELIEST)
+    if said.top_ids.ndim != 3 or any(size > limit for size, limit in zip(said.top_ids.shape, most, strict=True)):
+        raise ValueError(f"it holds {list(said.top_ids.shape)} tokens, and {list(most)} are the most")
     wanted = {"input_ids": shape, "attention_mask": shape, "top_ids": (*shape, said.top_ids.shape[-1])}
     for name, size in {**wanted, "top_logprobs": said.top_ids.shape}.items():
         tensor = getattr(said, name)

@@ -91,6 +91,7 @@ def train_stage(
     label: str,
     events: Events,
     console: Console,
+    learned: int = 0,
 ) -> StageCost:
     """Trains `model` on one task.
 
@@ -102,6 +103,7 @@ def train_stage(
         lr: peak learning rate.
         stage: from 1; seeds differ between stages by it, so that a stage can be repeated by itself.
         label: of the live line.
+        learned: tasks that were learned before the first stage, whose seeds are not drawn from again.
 
     Raises:
         NlftError: nothing is trainable, or the loss is no longer finite.
@@ -117,12 +119,13 @@ def train_stage(
     network = accelerator.prepare_model(model)
     if config.gradient_checkpointing:
         getattr(model, "gradient_checkpointing_enable")({"use_reentrant": False})  # noqa: B009
-    sampler = iter(Sampler(rows, config.batch_size, config.seeds.data + 1000 * stage))
+    number = learned + stage
+    sampler = iter(Sampler(rows, config.batch_size, config.seeds.data + 1000 * number))
     world, rank = accelerator.num_processes, accelerator.process_index
     tokens, losses, started = 0, [], time.perf_counter()
     model.train()
     with torch.random.fork_rng(), StageLine(console, label, steps) as line:
-        torch.manual_seed(config.seeds.dropout + 1000 * stage + rank)
+        torch.manual_seed(config.seeds.dropout + 1000 * number + rank)
         for step in range(steps):
             chosen = next(sampler)
             size = config.micro_batch_size or len(chosen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +13,10 @@ from typing import Any
 from nlft.errors import NlftError
 from nlft.manifest import FILE, read_manifest
 from nlft.parcel import Parcel
-from nlft.remote import LOG_IN, check_token, hub_errors, hub_sentence, is_exported, split_revision
+from nlft.remote import LOG_IN, OWNERS, check_token, hub_errors, hub_sentence, is_exported, split_revision
+from nlft.snippet import ID
 
-BLANK = (".gitattributes", ".gitignore", "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
-"""What a repository may hold and still count as empty."""
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ def push(
     """Sends a checked directory to the Hub as one commit.
 
     A repository that is not there is made, private unless `public`; the visibility of one that is there stays as it
-    is. Large files that the Hub has already are not sent again, so a push that was cut goes on where it stopped.
+    is, and one that is public is written to only with `public`. Large files that the Hub has already are not sent
+    again, so a push that was cut goes on where it stopped.
 
     Args:
         name: `USER/NAME`.
@@ -66,7 +69,12 @@ def push(
     try:
         created = False
         try:
-            api.model_info(name)
+            found = api.model_info(name)
+            if not found.private and not public:
+                raise NlftError(
+                    f"{name} is there already and is public: everyone could read what is sent.",
+                    f"If that is meant, add --public; else make it private first ({api.endpoint}/{name}/settings).",
+                )
         except RepositoryNotFoundError:
             api.create_repo(name, private=not public, exist_ok=True)
             created = True
@@ -83,7 +91,7 @@ def push(
             warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # our few results
             done = api.create_commit(
                 name,
-                operations(parcel, there if ours else []),
+                operations(parcel, name, there if ours else []),
                 commit_message=message or f"{parcel.manifest.method or parcel.manifest.peft_type} adapter by nlft",
                 revision=branch,
                 parent_commit=info.sha,
@@ -106,15 +114,34 @@ def check_name(name: str) -> None:
         raise NlftError(f"{name!r} names a revision.", f"Write {repository} --revision {revision}.")
 
 
-def operations(parcel: Parcel, there: Sequence[str]) -> list[Any]:
-    """One addition a file, and the deletion of files that an earlier export had and this one has not."""
+def operations(parcel: Parcel, name: str, there: Sequence[str]) -> list[Any]:
+    """One addition a file, the card's with the repository's name, and the deletion of files of an earlier export."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    stale = [path for path in there if path not in parcel.files and path not in BLANK and is_exported(path)]
+    stale = [path for path in there if path not in parcel.files and path not in OWNERS and is_exported(path)]
+    sent: dict[str, str | bytes] = {path: str(parcel.folder / path) for path in parcel.files}
+    sent |= named_card(parcel, name)
     return [
-        *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(parcel.folder / path)) for path in parcel.files),
+        *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in sent.items()),
         *(CommitOperationDelete(path_in_repo=path) for path in stale),
     ]
+
+
+def named_card(parcel: Parcel, name: str) -> dict[str, bytes]:
+    """The card with the repository's name where it has a place for it, and the manifest with the card's new hash.
+
+    A card that was edited since the export keeps the hash of the one that was exported. The files of the folder stay.
+    """
+    if CARD not in parcel.files:
+        return {}
+    card = (parcel.folder / CARD).read_bytes()
+    named = card.replace(ID.encode(), name.encode())
+    if named == card:
+        return {}
+    data = json.loads((parcel.folder / FILE).read_text(encoding="utf-8"))
+    if data["files"].get(CARD, {}).get("sha256") == hashlib.sha256(card).hexdigest():
+        data["files"][CARD] = {"bytes": len(named), "sha256": hashlib.sha256(named).hexdigest()}
+    return {CARD: named, FILE: (json.dumps(data, indent=1) + "\n").encode()}
 
 
 def same_adapter(api: Any, parcel: Parcel, name: str, commit: str, there: Sequence[str]) -> bool:
@@ -131,7 +158,7 @@ def refuse_others(name: str, there: Sequence[str]) -> None:
     Raises:
         NlftError: naming some of it.
     """
-    others = sorted(set(there) - set(BLANK))
+    others = sorted(set(there) - set(OWNERS))
     if others:
         raise NlftError(
             f"{name} holds something else than an adapter of nlft's for this base: {', '.join(others[:4])}"

@@ -17,14 +17,16 @@ from peft.utils import get_peft_model_state_dict
 from rich.console import Console
 from torch import Tensor
 
+from nlft.adapter import read_config
 from nlft.base import FrozenBase, load_base
 from nlft.data.domain import load_domains
 from nlft.errors import NlftError, reason
 from nlft.found_recipe import own_recipe
-from nlft.loading import base_note, put_on
-from nlft.manifest import Manifest, check_files, read_manifest
+from nlft.loading import base_note, put_on, vouched
+from nlft.manifest import Manifest, read_manifest, sha256_of, whole_manifest
 from nlft.measure.items import read_items, read_runs
 from nlft.pathways.part import TaskPart
+from nlft.premises import NOTHING, check_exported
 from nlft.prepare import prepare
 from nlft.rescoring import Check, compare_items
 from nlft.scoring import measure
@@ -32,9 +34,16 @@ from nlft.testimony import Place, cross_examine, read_testimony
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
 """Nats by which a log-probability may differ on another machine, by the dtype of the base."""
+FULL = "This machine has too little memory for the base beside what runs on it: end that, or use a larger machine."
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 """So that what the process says in the end is about its failure."""
-NOTHING = "Only what `nlft export` wrote can be verified."
+ENTRY = (
+    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv[1]];"
+    " from nlft.verification import main; main(*sys.argv[2:])"
+)
+"""What the fresh process runs, given where this nlft lies. `python -m` would import what lies in the current folder,
+which may be a stranger's clone with a file `torch.py`."""
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,28 @@ class Verified:
         return all(check.ok is not False for check in self.checks)
 
     @property
+    def sentence(self) -> str:
+        """What may be said of a directory of which nothing failed."""
+        left = [check.name for check in self.checks if check.ok is None]
+        if left:
+            return f"Nothing that was checked failed; not checked: {', '.join(left)}."
+        measured = any(check.name.startswith("score ") for check in self.checks)
+        return f"It is what was {'measured' if measured else 'exported'}."
+
+    @property
     def rescored(self) -> str | None:
         """What came of scoring again, in a sentence; None where nothing was measured."""
         columns = [check for check in self.checks if check.name.startswith("score ")]
+        compared = [check for check in columns if check.ok is not None]
+        if columns and not compared:
+            return "Not scored again: the rows here are others than those measured."
         if columns:
-            within = sum(check.ok is True for check in columns)
-            return f"A fresh process scored {within} of {len(columns)} columns the same, within the stated tolerance."
+            within, left = sum(check.ok is True for check in compared), len(columns) - len(compared)
+            others = f" Of {left} more the rows here are others than those measured." if left else ""
+            return (
+                f"A fresh process scored {within} of {len(compared)} columns the same, within the stated tolerance."
+                + others
+            )
         return next((f"Not scored again: {check.found}." for check in self.checks if check.name == "scores"), None)
 
     def require(self) -> None:
@@ -90,17 +115,18 @@ def verify(
     Raises:
         NlftError: the directory cannot be read or loaded.
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise NlftError(f"{folder} has no nlft.json.", NOTHING)
-    check_files(folder, manifest)
+    check_exported(folder)
+    manifest = whole_manifest(folder)
+    assert manifest is not None
     size = sum(note.bytes for note in manifest.files.values())
     files = Check("files", f"{len(manifest.files)} files, {size:,} bytes", "those of nlft.json", True)
     asked = {"rescore": rescore, "any_base": any_base, "recipe": str(recipe) if recipe else None, "exact": exact}
+    asked["threads"] = torch.get_num_threads()  # sums are other bits with another number of them
     with tempfile.TemporaryDirectory(prefix="nlft-") as place:
         answer = Path(place) / "answer.json"
         # Its own interpreter: nothing of this process's memory, patches or registered classes reaches it.
-        words = [sys.executable, "-m", "nlft.verification", str(folder.resolve()), str(answer), json.dumps(asked)]
+        home = str(Path(__file__).resolve().parent.parent)
+        words = [sys.executable, "-c", ENTRY, home, str(folder.resolve()), str(answer), json.dumps(asked)]
         console = console or Console(quiet=True)
         with console.status("Loading it in a fresh process" + (" and scoring it again" if rescore else "")):
             done = subprocess.run(
@@ -115,12 +141,24 @@ def verify(
             said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             raise NlftError(
                 f"The process that loads {folder} ended with code {done.returncode}: {said[-1] if said else 'no word'}",
-                "If it was killed, this machine has too little memory for the base beside what runs on it.",
+                f"If it was killed, {FULL[0].lower()}{FULL[1:]}",
             )
         found = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in found:
         raise NlftError(*found["error"])
-    return Verified([files, *(Check(**check) for check in found["checks"])])
+    return Verified([files, *check_card(folder, manifest), *(Check(**check) for check in found["checks"])])
+
+
+def check_card(folder: Path, manifest: Manifest) -> list[Check]:
+    """Whether the card, which its owner may edit, is the one that was exported; nothing before there is one."""
+    note, path = manifest.files.get(CARD), folder / CARD
+    if note is None:
+        return []
+    if not path.is_file():
+        return [Check("card", "is not here", "", None)]
+    if path.stat().st_size == note.bytes and sha256_of(path) == note.sha256:
+        return [Check("card", "as exported", "", True)]
+    return [Check("card", "edited since the export; its numbers were not checked", "", None)]
 
 
 def examine(folder: Path, rescore: bool, any_base: bool, recipe: str | None, exact: bool) -> list[Check]:
@@ -134,7 +172,7 @@ def examine(folder: Path, rescore: bool, any_base: bool, recipe: str | None, exa
         raise NlftError(f"{folder} has no nlft.json.", NOTHING)
     # One that came with the directory says nothing about the base, which the manifest names.
     base = load_base(own_recipe(Path(recipe)).base if recipe else base_note(folder))
-    checks = [check_base(manifest, base, any_base)]
+    checks = [check_base(manifest, base, any_base, read_config(folder))]
     if manifest.tokenizer is not None:
         found = tokenizer_digest(base.tokenizer)
         checks.append(same("tokenizer", found, manifest.tokenizer.sha256, any_base))
@@ -146,7 +184,8 @@ def examine(folder: Path, rescore: bool, any_base: bool, recipe: str | None, exa
     again, difference = cross_examine(model, said)
     at_home = again.place == said.place
     bits = again.on_sha256 == said.on_sha256
-    tolerance = 0.0 if exact and at_home else TOLERANCE.get(again.place.dtype, 0.25)
+    # A quarter of what the adapter does: a tolerance above that would let an adapter pass that does nothing.
+    tolerance = 0.0 if exact and at_home else min(TOLERANCE.get(again.place.dtype, 0.25), said.effect / 4)
     shown = "the same bits" if bits else f"log-probabilities differ by up to {difference:.2g} nats"
     wanted = "the same bits" if not tolerance else f"within {tolerance:g} nats of what was exported"
     within = bits or (tolerance > 0 and difference <= tolerance)
@@ -158,16 +197,23 @@ def examine(folder: Path, rescore: bool, any_base: bool, recipe: str | None, exa
     effect = f"logits moved by up to {again.effect:.3g}"
     checks.append(Check("different from the base", effect, f"more than 0 ({said.effect:.3g})", again.effect > 0))
     if not rescore:
-        return [*checks, Check("scores", "nobody asked for it", "", None)]
+        return [*checks, Check("scores", "skipped (--no-rescore)", "", None)]
     file = Path(recipe) if recipe else folder / "recipe.yaml"
     return checks + check_scores(folder, manifest, file, model, base, again.place, bits)
 
 
-def check_base(manifest: Manifest, base: FrozenBase, any_base: bool) -> Check:
-    """The base's weights."""
+def check_base(manifest: Manifest, base: FrozenBase, any_base: bool, config: Any) -> Check:
+    """The base's weights.
+
+    Raises:
+        NlftError: they are others than the adapter's sample says, and not any base will do.
+    """
     dtype = str(base.model.dtype).removeprefix("torch.")
     if manifest.base.sha256 != base.fingerprint and dtype != manifest.base.dtype:
         return Check("base", f"{base.name} in {dtype}", f"{manifest.base.dtype}, so hashes differ", None)
+    if manifest.base.sha256 not in (None, base.fingerprint) and not any_base and vouched(config, base):
+        found = f"sha256 {base.fingerprint[:12]}…, but the weights that the adapter notes"
+        return Check(f"base {base.name}", found, f"sha256 {str(manifest.base.sha256)[:12]}…", None)
     return same(f"base {base.name}", base.fingerprint, manifest.base.sha256, any_base)
 
 
@@ -201,7 +247,7 @@ def check_scores(
         prepared = prepare(recipe, load_domains(recipe), base)
     except NlftError as error:
         # Rows stay with their owner, so who has only the adapter cannot score it.
-        return [Check("scores", f"the rows are not here ({reason(error).rstrip('.')})", "", None)]
+        return [Check("scores", f"the rows are not here ({error.message.splitlines()[0].rstrip('.')})", "", None)]
     after = measure(model, base, recipe, prepared, last, "on")
     [row, *_] = read_runs(folder / "results" / "runs.parquet")
     torch_of_run = json.loads(row["versions"] or "{}").get("torch")
@@ -241,12 +287,12 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def main(folder: str, answer: str, asked: str) -> None:
     """Entry of the fresh process: writes checks, or an error's sentence and hint, as JSON."""
+    wanted = json.loads(asked)
+    torch.set_num_threads(wanted.pop("threads"))
     try:
-        found: dict[str, Any] = {"checks": [asdict(check) for check in examine(Path(folder), **json.loads(asked))]}
+        found: dict[str, Any] = {"checks": [asdict(check) for check in examine(Path(folder), **wanted)]}
     except NlftError as error:
         found = {"error": [error.message, error.hint]}
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        found = {"error": [f"The fresh process has too little memory for the base: {reason(error)}", FULL]}
     Path(answer).write_text(json.dumps(found), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -6,7 +6,9 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +21,14 @@ import nlft
 from nlft.base import FrozenBase, without_adapter
 from nlft.config import Recipe
 from nlft.data.batch import collate
+from nlft.data.domain import Domains
 from nlft.data.template import encode
+from nlft.manifest import sha256_of
 from nlft.methods.penalty import FILE
+from nlft.methods.protocol import Method
+from nlft.pathways.header import WEIGHTS
 from nlft.prepare import Prepared
+from nlft.stage import Stage
 from nlft.train import StageCost
 
 DECODED = 16
@@ -82,6 +89,39 @@ def latency_ratio(model: Any, base: FrozenBase, prepared: Prepared) -> float | N
                         torch.cuda.synchronize(base.device)
                     taken[on].append(time.perf_counter() - begun)
     return median(taken[True][1:]) / median(taken[False][1:])  # the first of each warms up
+
+
+def row_of(
+    recipe: Recipe,
+    method: str,
+    base: FrozenBase,
+    domains: Domains,
+    learner: Method,
+    stages: Sequence[Stage],
+    out: Path,
+    wall_s: float,
+) -> dict[str, Any]:
+    """What a finished run says of itself in `runs.parquet`: what it ran, what that cost, and what lies in its folder.
+
+    Args:
+        domains: as they were learned, one task for all where all were learned at once.
+        stages: the base, and every task.
+        out: its folder.
+    """
+    costs = [stage.cost for stage in stages if stage.cost is not None]
+    weights = out / "adapter" / WEIGHTS
+    sizes = [stored_bytes(out / "stages" / str(number) / "model") for number in range(1, len(stages))]
+    return describe_run(recipe, method, base, costs, sum(stage.eval_s for stage in stages), wall_s) | {
+        "run_id": out.name,
+        "order": [task.name for task in domains.tasks],
+        "adapter_sha256": sha256_of(weights) if weights.is_file() else None,
+        "told_task": learner.told_task,
+        "replay_bytes": costs[-1].replay_bytes,
+        "regulariser_bytes": costs[-1].regulariser_bytes,
+        "overlap": json.dumps({column: asdict(found) for column, found in domains.contamination.items()}),
+        "task_bytes": sizes,
+        "stored_bytes": sizes[-1],
+    }
 
 
 def largest(values: list[int | None]) -> int | None:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
-from nlft.cargo import find_cargo
+sys.path.append(str(Path(__file__).parent))
+from exported import export, sealed  # pyright: ignore
+
+from nlft.cargo import check_linear, find_cargo
 from nlft.counterpart import computed, counterpart_of
 from nlft.errors import NlftError
-from nlft.measure.items import write_runs
+from nlft.found_recipe import beside
+from nlft.manifest import sha256_of
+from nlft.measure.items import read_runs, write_runs
+from nlft.merging import merge
+from nlft.premises import check_place
 from nlft.recipes import dump_recipe
 
 
@@ -33,7 +41,7 @@ def finished(recipe: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
             write_runs(run / "runs.parquet", [row])
         for name in files:
             (run / name).parent.mkdir(parents=True, exist_ok=True)
-            (run / name).write_text("{}" if not name.endswith("tasks.json") else '["people", "ships"]')
+            (run / name).write_text('["people", "ships"]' if name.endswith("tasks.json") else '{"peft_type": "LORA"}')
         return run
 
     return make
@@ -47,7 +55,7 @@ ADAPTER = ("adapter/adapter_config.json",)
     ("method", "files", "said", "hint"),
     [
         ({"kind": "full", "lr": 1e-3}, ("stages/2/model/config.json",), "the base's own weights", "base.model"),
-        ({"kind": "full", "lr": 1e-3}, (), "the base's own weights", "a comparison does not"),
+        ({"kind": "full", "lr": 1e-3}, (), "the base's own weights", "A comparison does not keep them"),
         ({**LORA, "tasks": "merged"}, (), "the base's own weights", ""),
         ({**LORA, "peft": {"init_lora_weights": "pissa"}}, (), "the base's own weights", ""),
         ({"kind": "few_shot"}, (), "examples in the prompt", "sparse_memory"),
@@ -81,6 +89,67 @@ def test_a_run_and_its_adapter_alone(finished: Callable[..., Path]) -> None:
     assert whole.recipe is not None
     assert whole.row is not None
     assert (whole.row["method"], bare.row) == ("mine", None)
+
+
+def test_an_adapter_that_was_changed_after_its_run(finished: Callable[..., Path]) -> None:
+    """Its scores are those of another one, whether they are taken again or not."""
+    run = finished(LORA, files=(*ADAPTER, "adapter/adapter_model.safetensors"))
+    weights, last = run / "adapter" / "adapter_model.safetensors", run / "stages" / "2" / "model"
+    assert find_cargo(run).same is None, "nothing says which one was measured"
+    (last / weights.name).write_bytes(weights.read_bytes())
+    assert find_cargo(run).same is True
+    weights.write_bytes(b"pruned")
+    with pytest.raises(
+        NlftError, match=r"is not what was measured: it was changed after its run, as `nlft tune`"
+    ) as no:
+        find_cargo(run)
+    assert "nlft eval" in no.value.hint and f"nlft export {run / 'adapter'} DIR" in no.value.hint
+    assert find_cargo(run / "adapter").row is None
+    [row] = read_runs(run / "runs.parquet")
+    write_runs(run / "runs.parquet", [row | {"adapter_sha256": sha256_of(weights)}])
+    assert find_cargo(run).same is True, "what the run has noted comes first"
+    write_runs(run / "runs.parquet", [row | {"adapter_sha256": "0" * 64}])
+    with pytest.raises(NlftError, match="is not what was measured"):
+        find_cargo(run)
+
+
+def test_tokens_before_the_text(tmp_path: Path) -> None:
+    PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2).save_pretrained(str(tmp_path))
+    with pytest.raises(NlftError, match="a PROMPT_TUNING adapter, which puts learned states before the text"):
+        find_cargo(tmp_path)
+    with pytest.raises(NlftError, match="cannot be merged: it puts learned states before the text"):
+        check_linear("mine", tmp_path)
+
+
+def test_what_is_an_export_already(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    """Its `config.yaml` would be a stranger's, and is not believed."""
+    made = export(tmp_path / "made")
+    with pytest.raises(NlftError, match="is an exported adapter already"):
+        find_cargo(made)
+    (made / "config.yaml").write_text(dump_recipe(recipe()))
+    with pytest.raises(NlftError, match=r"config\.yaml is not in nlft\.json") as caught:
+        find_cargo(made)
+    assert "delete" in caught.value.hint
+    with pytest.raises(NlftError, match=r"config\.yaml is not in nlft\.json"):
+        beside(made)
+    with pytest.raises(NlftError, match=r"config\.yaml is no file of an export"):
+        merge(str(sealed(made)), tmp_path / "out")
+    (made / "nlft.json").unlink()
+    (made / "recipe.yaml").write_text(dump_recipe(recipe(probes=[{"name": "text", "data": {"path": "/etc/x"}}])))
+    with pytest.raises(NlftError, match="lies at a place of its own"):
+        find_cargo(made)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".git/config", "results/mine.csv"])
+def test_force_deletes_an_export_and_nothing_else(tmp_path: Path, name: str) -> None:
+    made = export(tmp_path / "made")
+    with pytest.raises(NlftError, match="holds an exported adapter"):
+        check_place(made, force=False)
+    check_place(made, force=True)
+    (made / name).parent.mkdir(exist_ok=True)
+    (made / name).write_text("mine")
+    with pytest.raises(NlftError, match=f"holds {name.split('/')[0]}.* which --force would delete"):
+        check_place(made, force=True)
 
 
 @pytest.mark.parametrize(("status", "said"), [(None, "is not finished"), ("failed: no memory", "failed: no memory")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 from pathlib import Path
@@ -34,6 +35,26 @@ def test_written_folder_is_whole(tmp_path: Path) -> None:
     write_folder(tmp_path / "1", save(3.0), "A stage")
     assert load_file(tmp_path / "1" / "x.safetensors")["x"].tolist() == [3.0] * 10
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_its_files_are_as_readable_as_its_folder(tmp_path: Path) -> None:
+    """Weights are given away, and safetensors writes files that nobody else can read."""
+    before = os.umask(0o022)
+    try:
+        write_folder(tmp_path / "1", save(3.0), "A stage")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "1" / "x.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_what_a_user_has_beside_it_stays(tmp_path: Path) -> None:
+    for name in ("exp.old", "exp.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "backup").write_text("mine")
+    for value in (3.0, 4.0):
+        write_folder(tmp_path / "exp", save(value), "A stage")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exp", "exp.old", "exp.partial"]
+    assert all((tmp_path / name / "backup").read_text() == "mine" for name in ("exp.old", "exp.partial"))
 
 
 def test_rewriting_replaces(tmp_path: Path) -> None:
@@ -93,7 +114,7 @@ def test_a_failure_while_renaming_leaves_the_old_folder(tmp_path, monkeypatch):
 
     def failing(self: Path, target: Path) -> Path:
         calls.append(self.name)
-        if self.name.endswith(".partial"):
+        if self.name.endswith("-partial"):
             raise KeyboardInterrupt
         return rename(self, target)
 

@@ -90,6 +90,11 @@ def test_continue_from_hub(example: Example, monkeypatch: pytest.MonkeyPatch, tm
     assert after["ships"] > before["ships"] + 50 and after["people"] == before["people"] > 50
 
 
+def test_continue_from_hub_says_what_it_wants(example: Example) -> None:
+    with pytest.raises(SystemExit, match=r"usage: .* USER/NAME"):
+        example("continue_from_hub.py")
+
+
 def cells(kind: str) -> list[dict[str, Any]]:
     """The notebook's cells of a kind."""
     story = json.loads((EXAMPLES / "story.ipynb").read_text(encoding="utf-8"))

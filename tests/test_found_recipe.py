@@ -13,7 +13,7 @@ from rich.console import Console
 from nlft.adapter import own_recipe, recipe_of
 from nlft.config import Recipe
 from nlft.errors import RecipeError
-from nlft.found_recipe import LARGEST
+from nlft.found_recipe import LARGEST, recipe_file
 from nlft.recipes import dump_recipe
 
 
@@ -36,6 +36,10 @@ def probe(**fields: Any) -> dict[str, Any]:
 
 def data(path: str) -> dict[str, Any]:
     return probe(metric="nll", data={"path": path})
+
+
+def lora(**peft: Any) -> dict[str, Any]:
+    return {"methods": {"lora": {"kind": "lora", "lr": 0.1, "peft": peft}}}
 
 
 def test_what_an_export_writes_is_read(recipe: Callable[..., Recipe], exported: Path) -> None:
@@ -69,6 +73,10 @@ def test_what_an_exported_recipe_may_ask_for(
         (probe(lm_eval="./evil.yaml"), "probes.0.lm_eval: './evil.yaml' is no task of lm-eval's own"),
         (probe(lm_eval={"task": "x", "doc_to_text": "{{1}}"}), "probes.0.lm_eval: a task written out is no task"),
         ({"background": {"path": "/etc/passwd"}}, "background.path: '/etc/passwd'"),
+        ({"base": {"model": "/srv/model"}}, "base.model: '/srv/model' lies at a place of its own"),
+        ({"base": {"model": "../model"}}, "base.model: '../model' leads out of the current folder"),
+        (lora(target_modules="(a+)+b"), "methods.lora.peft.target_modules: '(a+)+b' is a pattern"),
+        (lora(target_modules=["q_proj"], exclude_modules=".*x"), "methods.lora.peft.exclude_modules: '.*x' is a"),
     ],
 )
 def test_what_it_must_not_ask_for(
@@ -111,7 +119,8 @@ def test_code_of_the_base_and_a_place_to_write_are_left_off(recipe: Callable[...
     ("text", "said"),
     [
         ("a: &a [1, 1]\nb: *a\n", "has aliases"),
-        ("[" * 5000, "is nested too deeply"),
+        ("[" * 40_000, "is nested too deeply"),
+        ("- " * 40_000, "is nested too deeply"),
         ("\x00", "cannot be read"),
         ("probes: [{suite: ../x.yaml}]", "the suite '../x.yaml' is none of nlft's, and would be read from a file"),
         ("#" * (LARGEST + 1), "has 1,048,577 bytes, and a recipe at most 1,048,576"),
@@ -123,6 +132,21 @@ def test_text_that_no_export_writes(exported: Path, text: str, said: str) -> Non
     exported.write_text(text)
     with pytest.raises(RecipeError, match=said):
         own_recipe(exported)
+
+
+def test_a_recipe_of_a_run_counts_in_its_folder_alone(exported: Path, tmp_path: Path) -> None:
+    run, snapshot = tmp_path / "run", tmp_path / "snapshots" / ("ab" * 20)
+    for folder in (run, snapshot):
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(exported.read_text())
+    assert recipe_file(run) == run / "config.yaml" and recipe_file(snapshot) is None
+    for beside in ("adapter_config.json", "nlft.json"):
+        (run / beside).write_text("{}")
+        assert recipe_file(run) is None
+        (run / "recipe.yaml").write_text(exported.read_text())
+        assert recipe_file(run) == run / "recipe.yaml"
+        for name in (beside, "recipe.yaml"):
+            (run / name).unlink()
 
 
 def test_a_link_is_not_followed(exported: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 import nlft
 from nlft.base import load_base
@@ -17,6 +18,7 @@ from nlft.config import BaseConfig
 from nlft.data.domain import load_domains
 from nlft.errors import NlftError
 from nlft.events import Events
+from nlft.hub import model_location
 from nlft.run import run_method
 from nlft.train import train_stage
 
@@ -56,9 +58,10 @@ def test_its_tasks_are_those_of_a_run_bit_for_bit(recipe: Callable[..., Any], tm
 
 
 def test_what_is_wrong_is_said(make_model: Callable[..., Any]) -> None:
-    with pytest.raises(NlftError, match=r"slots: Input should be greater than or equal to 1; slot: Extra inputs"):
+    said = r"^Learner: slots: must be 1 or more, not 0\.\nLearner: slot: unknown key; did you mean 'slots'\?"
+    with pytest.raises(NlftError, match=said):
         nlft.Learner(make_model("llama"), None, kind="sparse_memory", slots=0, slot=3)
-    with pytest.raises(NlftError, match="fields are wrong: kind:"):
+    with pytest.raises(NlftError, match="Learner: kind: 'memory' is not possible; allowed: full, lora"):
         nlft.Learner(make_model("llama"), None, kind="memory")
     base = load_base(BaseConfig())
     learner = nlft.Learner(base.model, base.tokenizer, **MEMORY)
@@ -67,5 +70,29 @@ def test_what_is_wrong_is_said(make_model: Callable[..., Any]) -> None:
         learner.task("one", [{"text": "a"}]),
     ):
         pass
-    with pytest.raises(NlftError, match="layout of the columns is unknown"), learner.task("one", []):
+    with pytest.raises(NlftError, match="'one' has no rows to learn"), learner.task("one", []):
         pass
+    with pytest.raises(NlftError, match="layout of the columns is unknown"), learner.task("one", [{"a": "b"}]):
+        pass
+    for name in ("a/b", "", " a", "a\n"):
+        with pytest.raises(NlftError, match="cannot be used"), learner.task(name, [{"text": "a"}]):
+            pass
+    with pytest.raises(NlftError, match="No task is open"):
+        learner.optimizer(0.1)
+
+
+def test_what_is_no_base_is_said(make_model: Callable[..., Any]) -> None:
+    model, tokenizer = make_model("llama"), AutoTokenizer.from_pretrained(model_location("builtin:tiny"))
+    wrong = {
+        "is the name 'builtin:tiny', and not the model itself": ("builtin:tiny", tokenizer),
+        "Base and tokenizer are swapped": (tokenizer, model),
+        "The base is a dict": ({}, tokenizer),
+        "The tokenizer is a NoneType": (model, None),
+    }
+    for said, (base, second) in wrong.items():
+        with pytest.raises(NlftError, match=said):
+            nlft.Learner(base, second, kind="lora")
+    with pytest.raises(NlftError, match="the learning rate is your loop's"):
+        nlft.Learner(model, tokenizer, kind="lora", lr=0.1)
+    with pytest.raises(NlftError, match="Learner: kind: this key is missing"):
+        nlft.Learner(model, tokenizer)

@@ -84,7 +84,7 @@ def test_what_is_no_adapter(adapter: Path, tmp_path: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["tasks"].append(["third", 3])
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(NlftError, match=r"lists 3 tasks, and adapter_model.safetensors holds 2"):
+    with pytest.raises(NlftError, match=r"settings list 3 tasks, and its tensors hold 2"):
         read_adapter(adapter)
     (adapter / "adapter_config.json").write_text("{")
     with pytest.raises(NlftError, match=r"adapter_config.json cannot be read"):

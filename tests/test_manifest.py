@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nlft.errors import NlftError
@@ -54,6 +56,41 @@ def test_it_is_read_back(folder: Path) -> None:
     assert json.loads((folder / FILE).read_text())["schema"] == "nlft.adapter/1"
     check_files(folder, found)
     assert read_manifest(folder / "results") is None
+
+
+def test_what_no_export_holds_is_refused_although_it_is_listed(folder: Path) -> None:
+    (folder / "torch.py").write_text("import os")
+    with pytest.raises(NlftError, match=r"torch\.py is no file of an export"):
+        check_files(folder, manifest_of(folder))
+
+
+def test_what_the_owner_may_add(folder: Path) -> None:
+    manifest = manifest_of(folder)
+    for name in ("LICENSE", ".gitattributes", ".gitignore"):
+        (folder / name).write_text("from the Hub")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_text("a clone")
+    check_files(folder, manifest)
+    (folder / "COPYING").write_text("else")
+    with pytest.raises(NlftError, match=r"COPYING is not in nlft\.json"):
+        check_files(folder, manifest)
+
+
+def test_a_table_that_claims_too_many_rows_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"value": [1.0] * 3}), folder / "results" / "items.parquet")
+    monkeypatch.setattr("nlft.manifest.MAX_ROWS", 3)
+    check_files(folder, manifest_of(folder))
+    monkeypatch.setattr("nlft.manifest.MAX_ROWS", 2)
+    with pytest.raises(NlftError, match=r"items\.parquet claims 3 rows, where 2 are read at most"):
+        check_files(folder, manifest_of(folder))
+
+
+@pytest.mark.parametrize("change", [{"dtype": "int8"}, {"base": {"model": "a/b", "quantization": "3bit"}}])
+def test_a_word_that_nlft_never_writes(folder: Path, change: dict[str, Any]) -> None:
+    data = json.loads((folder / FILE).read_text())
+    (folder / FILE).write_text(json.dumps(data | change))
+    with pytest.raises(NlftError, match=r"no manifest of an adapter: .*Input should be"):
+        read_manifest(folder)
 
 
 def test_a_later_version_may_say_more(folder: Path) -> None:

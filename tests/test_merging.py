@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlft import merging
 from nlft.base import load_base
+from nlft.cargo import why_not
 from nlft.cli import main
 from nlft.config import BaseConfig
+from nlft.data.domain import load_domains
 from nlft.errors import NlftError
 from nlft.measure.items import read_items
-from nlft.merging import merge, merge_weights, why_not
+from nlft.merging import merge, merge_weights
 from nlft.pathways.cms.config import CmsPeftConfig
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.hope.config import HopePeftConfig
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
+from nlft.report.merged_card import Merged
+from nlft.rescore import scored_domains
 from nlft.run import run_method
 
 METHODS: dict[str, Any] = {
@@ -51,6 +56,13 @@ def run(short: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> 
     return trained
 
 
+@pytest.fixture(scope="module")
+def of_lora(run: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Merged, Path]:
+    """The merged LoRA and its folder, made once; from the adapter's folder, which brings its run's recipe."""
+    out = tmp_path_factory.mktemp("merged") / "out"
+    return merge(str(run("lora") / "adapter"), out), out
+
+
 def answers(model: Any) -> torch.Tensor:
     ids = torch.arange(64).view(4, 16) * 7 + 3
     with torch.inference_mode():
@@ -58,9 +70,11 @@ def answers(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", ["lora", "pretrained", pytest.param("orthogonal", marks=pytest.mark.slow)])
-def test_a_merged_model_is_a_plain_one_that_computes_the_same(run: Any, tmp_path: Path, method: str) -> None:
+def test_a_merged_model_is_a_plain_one_that_computes_the_same(
+    run: Any, of_lora: tuple[Merged, Path], tmp_path: Path, method: str
+) -> None:
     out = tmp_path / "out"
-    merged = merge(str(run(method)), out)
+    merged, out = of_lora if method == "lora" else (merge(str(run(method)), out), out)
     base = load_base(BaseConfig())
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert type(plain) is type(base.model) and tokenizer.get_vocab() == base.tokenizer.get_vocab()
@@ -81,9 +95,8 @@ def test_a_merged_model_is_a_plain_one_that_computes_the_same(run: Any, tmp_path
     assert {"people", "facts", "text"} == {one.column for one in merged.scores}
 
 
-def test_what_is_written(run: Any, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    merged = merge(str(run("lora") / "adapter"), out)  # an adapter in its run brings the run's recipe
+def test_what_is_written(run: Any, of_lora: tuple[Merged, Path]) -> None:
+    merged, out = of_lora
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "results/merge.json"} <= files
     assert not [name for name in files if "adapter_" in name or "partial" in name]
@@ -98,7 +111,7 @@ def test_what_is_written(run: Any, tmp_path: Path) -> None:
         "pipeline_tag": "text-generation",
         "tags": ["nlft", "merged"],
     }
-    assert "measured again after the merge" in card.text and str(tmp_path) not in card.content
+    assert "measured again after the merge" in card.text and str(out.parent) not in card.content
     assert all(f"| {one.column} | {one.metric.replace('_', chr(92) + '_')} |" in card.text for one in merged.scores)
     with pytest.raises(NlftError, match="is not empty"):
         merge(str(run("lora")), out)
@@ -127,13 +140,13 @@ def test_linear_ones_are_not_refused() -> None:
     assert why_not(LoraConfig()) is None and why_not(CmsPeftConfig(init="pretrained")) is None
 
 
-def test_a_quantised_recipe_needs_a_word(run: Any, recipe: Any, tmp_path: Path) -> None:
+def test_a_quantised_recipe_needs_a_word(run: Any, of_lora: tuple[Merged, Path], recipe: Any, tmp_path: Path) -> None:
     quantised = recipe(methods=METHODS, tasks=recipe().tasks[:1], base={"quantization": "4bit"})
     with pytest.raises(NlftError, match=r"quantised \(4bit\), and rounding to 4bit would take away") as caught:
         merge(str(run("lora")), tmp_path / "out", recipe=quantised)
     assert "--onto-full-precision" in caught.value.hint and not (tmp_path / "out").exists()
     merged = merge(str(run("lora")), tmp_path / "out", recipe=quantised, onto_full_precision=True)
-    full = merge(str(run("lora")), tmp_path / "full")
+    full = of_lora[0]
     assert merged.quantised == "4bit" and [one.merged for one in merged.scores] == [one.merged for one in full.scores]
     ours, theirs = ({(one.column, one.metric): one.adapter for one in each.scores} for each in (merged, full))
     assert abs(ours["text", "nll"] - theirs["text", "nll"]) > 1e-4  # of the 4-bit base, and of the whole
@@ -182,6 +195,22 @@ def test_a_merge_that_computes_something_else_leaves_nothing(run: Any, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_base_is_gone_before_what_was_written_is_loaded(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    bases: list[Any] = []
+
+    def load(config: BaseConfig) -> Any:
+        assert [one() for one in bases] == [None] * len(bases)
+        if bases:
+            raise NlftError("enough")
+        bases.append(weakref.ref((base := load_base(config)).model))
+        return base
+
+    monkeypatch.setattr(merging, "load_base", load)
+    monkeypatch.setattr(merging, "measure", lambda *_: [])
+    with pytest.raises(NlftError, match="enough"):
+        merge(str(run("lora")), tmp_path / "out")
+
+
 def test_what_peft_cannot_merge_and_what_is_broken(run: Any, recipe: Any, tmp_path: Path) -> None:
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     prefix: Any = get_peft_model(load_base(BaseConfig()).model, config)
@@ -221,3 +250,21 @@ def test_the_verb_says_both_columns(run: Any, tmp_path: Path, capsys: Any, monke
     # The merge is done; what is missing is the converter.
     assert stop.value.code == 2 and "No GGUF file was written" in said.err and "ready for it" in said.err
     assert (tmp_path / "out" / "model.safetensors").is_file() and not (tmp_path / "model.gguf").exists()
+
+
+def test_rows_that_are_not_here_are_not_needed(run: Any, recipe: Any, tmp_path: Path) -> None:
+    """Train rows stand for nothing in a merge; without tests either the hint names both ways on."""
+    chosen = recipe(methods=METHODS, tasks=recipe().tasks[:1], probes=[])
+    gone = chosen.tasks[0].train.model_copy(update={"path": "gone.jsonl"})
+    half = chosen.model_copy(update={"tasks": [chosen.tasks[0].model_copy(update={"train": gone})]})
+    [task] = scored_domains(half, "it").tasks
+    assert task.evaluations[0].rows == load_domains(chosen).tasks[0].evaluations[0].rows
+    none = chosen.model_copy(update={"tasks": [chosen.tasks[0].model_copy(update={"train": gone, "test": gone})]})
+    with pytest.raises(NlftError, match=r"gone\.jsonl") as caught:
+        merge(str(run("lora")), tmp_path / "out", recipe=none)
+    assert "--recipe" in caught.value.hint and "--no-rescore" in caught.value.hint
+    merged = merge(str(run("lora")), tmp_path / "out", recipe=none, rescore=False)
+    assert merged.scores == () and 0 <= merged.logits < 1e-3
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Nothing was scored after the merge (--no-rescore)" in card and "|---|" not in card
+    assert [path.name for path in (tmp_path / "out" / "results").iterdir()] == ["merge.json"]

@@ -48,6 +48,12 @@ def test_the_card_may_be_edited(tmp_path: Path) -> None:
     assert pack(made).files["README.md"] == (made / "README.md").stat().st_size
 
 
+def test_a_licence_goes_along(tmp_path: Path) -> None:
+    made = export(tmp_path / "made")
+    (made / "LICENSE").write_text("Apache-2.0")
+    assert pack(made).files["LICENSE"] == 10
+
+
 def test_files_that_a_manifest_lists_are_refused_all_the_same(tmp_path: Path) -> None:
     made = export(tmp_path / "made")
     for name in ("optimizer.pt", "model.safetensors", "results/run.py"):
@@ -108,8 +114,28 @@ def test_secrets_in_results_and_in_notes_of_tensors(tmp_path: Path) -> None:
     said = refusal(sealed(made)).splitlines()
     assert [line.split(":")[0] for line in said] == [
         "adapter_model.safetensors, note 'author'",
-        "results/items.parquet, column prediction, row 2",
+        "results/items.parquet, column prediction",
     ]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([["fine", SECRETS["GitHub"]], None]),
+        pa.array([{"a": [SECRETS["GitHub"]]}]),
+        pa.array([[("key", SECRETS["GitHub"])]], pa.map_(pa.string(), pa.string())),
+        pa.array([SECRETS["GitHub"]], pa.large_string()),
+        pa.array([SECRETS["GitHub"].encode()]),
+        pa.array([SECRETS["GitHub"]]).dictionary_encode(),
+    ],
+)
+def test_secrets_in_columns_of_every_kind(tmp_path: Path, column: pa.Array) -> None:
+    made = export(tmp_path / "made")
+    (made / "results").mkdir()
+    pq.write_table(pa.table({"order": column}), made / "results" / "runs.parquet")
+    assert "results/runs.parquet, column order: there seems to be a token of GitHub" in refusal(sealed(made))
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({"x": SECRETS["AWS"]}), made / "results/runs.parquet")
+    assert "results/runs.parquet, note 'x'" in refusal(sealed(made))
 
 
 def test_the_token_of_this_machine_whatever_it_looks_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,5 +76,5 @@ def test_without_ray_a_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(NlftError, match=r"Ray is not installed\. Install it with: pip install 'nlft\[ray\]'"):
+    with pytest.raises(NlftError, match=r"Ray is not installed\. Install nlft's extra .*: pip install -e '\.\[ray\]'"):
         import_ray()

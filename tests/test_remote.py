@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from hub_stand_in import HubStandIn, connect  # pyright: ignore
 
 from nlft import remote
 from nlft.errors import NlftError
-from nlft.remote import fetch_adapter, is_adapter_id, resolved_revision
+from nlft.remote import fetch_adapter, hub_errors, hub_sentence, is_adapter_id, resolved_revision
 
 ADAPTER = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights" * 40_000, "README.md": b"# card"}
 
@@ -196,9 +197,9 @@ def test_away_from_the_hub_the_cache_is_used(hub: HubStandIn, monkeypatch: pytes
         assert hub.seen == []
 
 
-def test_a_change_in_between_is_noticed(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files whose sizes were looked at must be those that come."""
-    hub.add("alice/one", ADAPTER)
+def test_a_change_in_between_does_not_come(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files whose sizes were looked at are those that come, and what the branch stood for is known offline."""
+    first = hub.add("alice/one", ADAPTER)
     check = remote.check_adapter
 
     def change(files: dict[str, int], name: str) -> None:
@@ -207,5 +208,19 @@ def test_a_change_in_between_is_noticed(hub: HubStandIn, monkeypatch: pytest.Mon
         check(files, name)
 
     monkeypatch.setattr(remote, "check_adapter", change)
-    assert "changed while it was fetched" in refusal("alice/one").message
-    assert fetch_adapter("alice/one").is_dir()
+    folder = fetch_adapter("alice/one")
+    assert resolved_revision(folder) == first and (folder / "README.md").read_bytes() == ADAPTER["README.md"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert fetch_adapter("alice/one") == folder
+
+
+def test_the_token_of_this_machine_is_blotted_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "an-odd-token")
+    assert remote.without_token("sent an-odd-token and hf_abc") == "sent … and hf_…"
+
+
+def test_a_hub_that_never_answered_was_not_cut_off() -> None:
+    http: Any = sys.modules[hub_errors()[0].__module__.partition(".")[0]]  # httpx, or its heir
+    said = hub_sentence(http.ConnectError("[Errno 111] Connection refused"), "alice/mine")
+    assert said.message.startswith("The Hub cannot be reached (") and "Connect" in said.hint
+    assert "broke" in hub_sentence(http.ReadError("cut"), "alice/mine").message

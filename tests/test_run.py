@@ -245,7 +245,7 @@ def test_full_disk_keeps_the_last_stage(
     save = Lora.save
 
     def fail(self: Lora, model: Any, folder: Path) -> None:
-        if folder.parts[-2] == "2.partial":
+        if folder.parts[-2] == ".2.nlft-partial":
             folder.mkdir(parents=True)
             (folder / "half").write_text("half")
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -107,7 +107,7 @@ def test_what_nlft_writes_is_read(adapter: Path, base: Any) -> None:
         (raw({"a": one()}, bytes(4)), "holds 4 bytes, and its header says 8"),
         (raw({"a": one()}, bytes(9)), "holds 9 bytes, and its header says 8"),
         (raw({"a\x1b[2J": one()}, bytes(8)), r"'a\\x1b\[2J' is no name of a tensor"),
-        (raw({"../../x": one()}, bytes(8)), r"\.\./\.\./x belongs to no part of it|lists 1 tasks, and .* holds 0"),
+        (raw({"../../x": one()}, bytes(8)), r"\.\./\.\./x belongs to no part of it"),
     ],
 )
 def test_a_damaged_or_hostile_file(adapter: Path, base: Any, content: bytes, said: str) -> None:
@@ -188,13 +188,10 @@ def test_an_adapter_cannot_overwrite_its_base(adapter: Path, make_model: Callabl
         ({"modules_to_save": "/etc/passwd"}, "modules_to_save: '/etc/passwd' will not do"),
         ({"target_modules": [["mlp"]]}, "is no name of a module"),
         ({"target_modules": 3}, "target_modules: 3 is no name of a module"),
-        ({"target_modules": "(.|..)*x"}, "could take for ever to match"),
-        ({"target_modules": "(a+)+b"}, "could take for ever to match"),
-        ({"exclude_modules": ".*" * 12}, "exclude_modules: .* could take for ever to match"),
-        ({"target_modules": "(a|a)" * 40}, "could take for ever to match"),
-        ({"target_modules": "a?" * 40 + "a" * 40}, "could take for ever to match"),
-        ({"target_modules": "("}, "is no regular expression"),
-        ({"target_modules": "m" * 501}, "a pattern has at most 500 letters"),
+        ({"target_modules": "(a+)+b"}, r"target_modules: '\(a\+\)\+b' is a pattern, and the settings of a stored"),
+        ({"exclude_modules": "(?x)(?:.+) *!"}, "exclude_modules: .* is a pattern"),
+        ({"target_modules": "("}, "is a pattern"),
+        ({"target_modules": "m" * 1001}, "is too long"),
         ({"provenance": {"first": {"reads": 3}}}, "which nlft never writes"),
     ],
 )
@@ -205,11 +202,11 @@ def test_hostile_settings(adapter: Path, base: Any, fields: dict[str, Any], said
     assert time.process_time() - started < 3
 
 
-@pytest.mark.parametrize(
-    "pattern", [r".*\.mlp", r"model\.layers\.(0|1|2|3|4|5|6|7|8|9|10|11)\.mlp", r".*layers\.\d+\.[^.]*(q|k|v|o)_proj"]
-)
-def test_patterns_that_people_write(pattern: str) -> None:
-    assert SparseMemoryPeftConfig(target_modules=pattern).target_modules == pattern
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_pattern_by_the_door_of_transformers(adapter: Path, base: Any, trainable: bool) -> None:
+    change(adapter, target_modules="(.|..)*!")
+    with pytest.raises(NlftError, match="is a pattern"):
+        base.load_adapter(str(adapter), is_trainable=trainable)
 
 
 @pytest.mark.parametrize(

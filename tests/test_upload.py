@@ -16,9 +16,11 @@ from hub_stand_in import HubStandIn, connect  # pyright: ignore
 
 from nlft.cli import main
 from nlft.errors import NlftError
+from nlft.manifest import Manifest, read_manifest
 from nlft.parcel import pack
 from nlft.remote import fetch_adapter, resolved_revision
 from nlft.upload import Pushed, push
+from nlft.verification import check_card
 
 # The Hub's client uploads by an argument that its HTTP library has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -157,24 +159,28 @@ def test_branches(hub: HubStandIn, made: Path) -> None:
 
 def test_what_is_there_decides(hub: HubStandIn, made: Path, tmp_path: Path) -> None:
     hub.add("alice/model", {"config.json": b"{}", "model.safetensors": b"weights of a base"})
-    error = refusal(lambda: push(pack(made), "alice/model"))
+    error = refusal(lambda: push(pack(made), "alice/model", public=True))
     assert "holds something else" in error.message and "--overwrite" in error.hint
     push(pack(export(tmp_path / "other", base="user/another")), "alice/other")
     assert "for this base" in refusal(lambda: push(pack(made), "alice/other")).message
-    done = push(pack(made), "alice/model", overwrite=True)
+    hub.seen.clear()
+    with pytest.raises(NlftError, match="is there already and is public") as caught:
+        push(pack(made), "alice/model", overwrite=True)
+    assert "--public" in caught.value.hint and hub.count("POST|PUT") == 0, "nothing was sent"
+    done = push(pack(made), "alice/model", public=True, overwrite=True)
     assert not done.private and not done.created, "what was public stays so"
     assert on_the_hub(hub, "alice/model").keys() >= {"model.safetensors", "adapter_model.safetensors"}
-    hub.add("alice/blank", {"README.md": b"soon", ".gitattributes": b""})
+    hub.add("alice/blank", {"README.md": b"soon", ".gitattributes": b""}, private=True)
     assert push(pack(made), "alice/blank", public=False).changed
 
 
 def test_who_may_not_write(hub: HubStandIn, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parcel = pack(made)
     assert "may not do that with bob/mine" in refusal(lambda: push(parcel, "bob/mine")).message
-    hub.add("alice/mine", {})
+    hub.add("alice/mine", {}, private=False)
     for token, said in ((READER, "may not do that"), (EXPIRED, "wrong or has expired"), ("", "No token of the Hub")):
         monkeypatch.setenv("HF_TOKEN", token)
-        error = refusal(lambda: push(parcel, "alice/mine"))
+        error = refusal(lambda: push(parcel, "alice/mine", public=True))
         assert said in error.message and "hf auth login" in error.hint
     assert hub.repositories["alice/mine"].messages == ["added"]
 
@@ -200,11 +206,38 @@ def test_the_command(hub: HubStandIn, made: Path, capfd: pytest.CaptureFixture[s
     code, out, _ = run("alice/mine", "--public")
     commit = hub.repositories["alice/mine"].refs["main"]
     assert code == 0 and f"commit {commit}" in out and "(public)" in out
-    assert f'import nlft\nmodel = PeftModel.from_pretrained(base, "alice/mine", revision="{commit}")\n' in out
-    code, out, _ = run("alice/mine")
-    assert "is public and stays so" in out and "Everything was there already" in out
+    assert f'model = PeftModel.from_pretrained(base, "alice/mine", revision="{commit}")\n' in out
+    assert "import nlft\n" in out and 'base = AutoModelForCausalLM.from_pretrained("user/base")\n' in out
+    code, out, _ = run("alice/mine", "--public")
+    assert code == 0 and "stays so" not in out and "Everything was there already" in out
+    code, _, err = run("alice/mine")
+    assert code == 2 and "is there already and is public" in err
     hub.fail("HEAD|GET|POST", 500, times=99)
     code, _, err = run("alice/mine", "--debug")
     assert code == 2 and "nlft: The Hub has trouble of its own (500)." in err and "Traceback" in err
     code, _, err = run("alice/mine@main")
     assert code == 2 and "--revision main" in err
+
+
+def test_the_card_names_its_repository(hub: HubStandIn, made: Path) -> None:
+    """What is sent is whole with its new card; the folder keeps its own, and nothing is sent twice."""
+    (made / "README.md").write_text(CARD + "load USER/NAME, verify USER/NAME\n")
+    sealed(made)
+    before = in_folder(made)
+    first = push(pack(made), "alice/mine")
+    sent = on_the_hub(hub)
+    assert sent["README.md"].endswith(b"load alice/mine, verify alice/mine\n")
+    assert in_folder(made) == before
+    assert not push(pack(made), "alice/mine").changed
+    folder = fetch_adapter("alice/mine", first.commit)
+    assert [check.found for check in check_card(folder, manifest_of(folder))] == ["as exported"]
+    (made / "README.md").write_text("mine USER/NAME\n")  # edited since: the hash stays that of the exported one
+    folder = fetch_adapter("alice/mine", push(pack(made), "alice/mine").commit)
+    [check] = check_card(folder, manifest_of(folder))
+    assert check.ok is None and "its numbers were not checked" in check.found
+
+
+def manifest_of(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return manifest

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,17 @@ import torch
 from peft import LoraConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from nlft import testimony
+from nlft.base import load_base
+from nlft.config import BaseConfig
+from nlft.data.template import encode
 from nlft.errors import NlftError
+from nlft.manifest import BaseNote, Manifest, describe_files
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.rescoring import Check, compare_items
 from nlft.testimony import FILE, cross_examine, hear, read_testimony, witness_rows, write_testimony
-from nlft.types import Item
-from nlft.verification import Verified, digest_tensors, stored_tensors, verify
+from nlft.types import Item, Row
+from nlft.verification import Verified, check_card, digest_tensors, stored_tensors, verify
 
 VOCABULARY = 97
 
@@ -59,6 +65,27 @@ def test_a_witness_is_read_back_and_agrees(make_model: Callable[..., Any], tmp_p
     assert found.on_sha256 != said.on_sha256
     assert found.off_sha256 == said.off_sha256
     assert difference > 0.1
+
+
+def test_an_adapter_without_a_gate_is_never_asked_with_open_ones(make_model: Callable[..., Any]) -> None:
+    silent: Any = get_peft_model(make_model("llama"), LoraConfig(target_modules=["o_proj"], task_type="CAUSAL_LM"))
+    said = hear(silent.eval(), *witness_rows(None, None, VOCABULARY))
+    assert (said.effect, said.opened) == (0.0, False)
+
+
+def test_of_a_long_row_the_end_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_base(BaseConfig()).tokenizer
+    rows = [Row(prompt="one two three four", completion=f"five {word}") for word in ("six", "seven")]
+    column = SimpleNamespace(column="facts", rows=rows, split="test")
+    prepared: Any = SimpleNamespace(
+        domains=SimpleNamespace(evaluations=[column]), too_long={"facts": "error"}, max_length=64, pad_id=0
+    )
+    whole, _, of_tasks = witness_rows(prepared, tokenizer, VOCABULARY)
+    monkeypatch.setattr(testimony, "LENGTH", 3)
+    ids, mask, _ = witness_rows(prepared, tokenizer, VOCABULARY)
+    longest = int(max(range(2), key=lambda row: len(encode(rows[row], tokenizer, 64, "error")[0].ids)))
+    assert of_tasks and ids.shape == mask.shape == (2, 3)
+    assert ids[longest].tolist() == whole[longest, -3:].tolist()
 
 
 def test_padding_says_nothing(make_model: Callable[..., Any]) -> None:
@@ -138,6 +165,17 @@ def test_a_strangers_witness(
         read_testimony(tmp_path, VOCABULARY)
 
 
+def test_a_witness_that_would_fill_the_memory(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    said = hear(adapted(make_model), *witness_rows(None, None, VOCABULARY))
+    for shape in ((1, 65), (9, 1)):
+        ids, top = torch.ones(shape).long(), torch.ones(*shape, 1)
+        write_testimony(
+            tmp_path, replace(said, input_ids=ids, attention_mask=ids.clone(), top_ids=top.long(), top_logprobs=top)
+        )
+        with pytest.raises(NlftError, match=r"are the most"):
+            read_testimony(tmp_path, VOCABULARY)
+
+
 def items(values: list[float], metric: str = "exact_match", column: str = "facts") -> list[Item]:
     return [
         Item(2, "on", column, "probe", "test", metric, f"r{i}", f"r{i}", value, 1.0, "")
@@ -179,9 +217,14 @@ def test_likelihoods_are_compared_by_their_means() -> None:
 
 
 def test_other_rows_are_not_compared() -> None:
-    [check] = compare_items(items([1.0, 0.0]), items([1.0]), exact=True, lossy=False)
+    [check] = compare_items(items([1.0, 0.0]), items([1.0]), exact=False, lossy=False)
     assert check.ok is None
     assert "1 rows, which are others" in check.found
+    assert verdict([1.0, 0.0], [1.0], exact=True) is False, "here the rows are those that were measured"
+    same = Check("score y (f1)", "1", "1", True)
+    assert Verified([check]).rescored == "Not scored again: the rows here are others than those measured."
+    assert str(Verified([check, same]).rescored).startswith("A fresh process scored 1 of 1 columns the same")
+    assert "Of 1 more the rows" in str(Verified([check, same]).rescored)
 
 
 def test_what_was_found_is_said() -> None:
@@ -195,6 +238,9 @@ def test_what_was_found_is_said() -> None:
     assert Verified([good]).rescored is None
     assert Verified([good, replace(bad, ok=True)]).rescored is not None
     Verified([good, open_]).require()
+    assert Verified([good, open_]).sentence == "Nothing that was checked failed; not checked: scores."
+    assert Verified([good, replace(bad, ok=True)]).sentence == "It is what was measured."
+    assert Verified([good]).sentence == "It is what was exported."
     with pytest.raises(NlftError, match=r"score x \(f1\): 1, wanted 2"):
         Verified([good, bad]).require()
     assert not Verified([good, bad]).ok
@@ -203,3 +249,23 @@ def test_what_was_found_is_said() -> None:
 def test_only_an_export_can_be_verified(tmp_path: Path) -> None:
     with pytest.raises(NlftError, match=r"has no nlft\.json"):
         verify(tmp_path)
+
+
+def test_a_card_may_be_edited_and_that_is_said(tmp_path: Path) -> None:
+    """The row of the card; before there is one, as at export, there is none."""
+    (tmp_path / "recipe.yaml").write_text("name: mine\n")
+    fields: dict[str, Any] = {"peft_type": "LORA", "dtype": "float32", "learned_bytes": 1, "calibration_bytes": 0}
+
+    def card() -> list[tuple[str, bool | None]]:
+        return [(check.found, check.ok) for check in check_card(tmp_path, manifest)]
+
+    manifest = Manifest(base=BaseNote(model="a/b"), files=describe_files(tmp_path), **fields)
+    assert card() == []
+    (tmp_path / "README.md").write_text("90 %")
+    manifest = manifest.model_copy(update={"files": describe_files(tmp_path)})
+    assert card() == [("as exported", True)]
+    (tmp_path / "README.md").write_text("99 %")
+    assert card() == [("edited since the export; its numbers were not checked", None)]
+    assert "not checked: card" in Verified(check_card(tmp_path, manifest)).sentence
+    (tmp_path / "README.md").unlink()
+    assert card() == [("is not here", None)]

@@ -37,7 +37,10 @@ def continue_(
     calibrated against them; `earlier=[]` leaves their rows out. For a run that was interrupted see `nlft resume`.
     """
     from nlft.cli.report import print_report
+    from nlft.premises import check_source, check_tasks
 
+    check_tasks(task)
+    check_source(start)
     console = open_console()
     with going_on("continue", start):
         from nlft.continuing import next_recipe

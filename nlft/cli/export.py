@@ -25,6 +25,9 @@ def export(
     ] = "float32",
     no_rescore: Annotated[bool, typer.Option("--no-rescore", help="Do not score tasks and probes again.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an older export in DIR.")] = False,
+    license: Annotated[
+        str | None, typer.Option(metavar="ID", help="Of the adapter, for its card, as apache-2.0 or words.")
+    ] = None,
 ) -> None:
     """Write a PEFT directory with card, recipe and results, and verify it.
 
@@ -33,18 +36,21 @@ def export(
     """
     console = open_console()
     with going_on():
-        from nlft.export import export as write
+        from nlft.premises import check_place, check_source
 
-        done = write(run, folder, dtype, not no_rescore, force, console)
+        check_source(run)
+        check_place(folder.expanduser().resolve(), force)
+        from nlft.export import export as write
+        from nlft.snippet import load_lines
+
+        done = write(run, folder, dtype, not no_rescore, force, console, license)
     show_checks(done.verified, console)
     show_size(done, console)
-    base = done.manifest.base
-    at = f" at {base.revision}" if base.revision else ""
     said = f"witness.safetensors holds {done.rows_note}"
     if done.manifest.method is not None:
         said += ", and results/items.parquet the model's answers to all of them"
     say(console, f"{said}.", f"Written to {done.folder}. Load it:", "")
-    say(console, "import nlft", f"model = PeftModel.from_pretrained(base, {str(done.folder)!r})  # {base.model}{at}")
+    say(console, *load_lines(done.manifest, str(done.folder)))
     say(console, "", f"or with its base in one: nlft.load({str(done.folder)!r})")
 
 
@@ -75,5 +81,7 @@ def show_size(done: Exported, console: Console) -> None:
         of = f"LoRA r{lora.rank}, every linear layer (computed, not measured)"
         if not lora.computed:
             of = f"LoRA {lora.run_id}: learned {lora.learning:.0%} at the end, no less than this run"
+            if not lora.learning or lora.learning <= 0:
+                of = f"LoRA {lora.run_id}: nothing was learned, by it or by this run"
         table.add_row(Text(of), f"{lora.bytes:,}")
     console.print(table)

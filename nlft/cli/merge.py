@@ -22,6 +22,7 @@ def merge(
     gguf: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Convert it too, by llama.cpp's converter if that is here.")
     ] = None,
+    no_rescore: Annotated[bool, typer.Option("--no-rescore", help="Do not score tasks and probes.")] = False,
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Take another base than the adapter was made for.")
     ] = False,
@@ -30,8 +31,11 @@ def merge(
     from rich.markup import escape
     from rich.table import Table
 
+    from nlft.premises import check_empty, check_source
     from nlft.recipes import load_recipe
 
+    check_source(source)
+    check_empty(out.expanduser().resolve())
     loaded = load_recipe(recipe) if recipe else None
     console = open_console()
     with going_on():
@@ -46,6 +50,7 @@ def merge(
             recipe=loaded,
             onto_full_precision=onto_full_precision,
             any_base=any_base,
+            rescore=not no_rescore,
             console=console,
         )
         before = f"{merged.quantised} base + adapter" if merged.quantised else "base + adapter"
@@ -55,7 +60,7 @@ def merge(
         for one in merged.scores:
             numbers = f"{one.adapter:.4f}", f"{one.merged:.4f}", f"{one.merged - one.adapter:+.4f}"
             table.add_row(escape(one.column), escape(one.metric), str(one.n_rows), *numbers)
-        console.print(table)
+        console.print(table) if merged.scores else say(console, "Nothing was scored (--no-rescore).")
         beside = "the unquantised base with the adapter on" if merged.quantised else "the base with the adapter on"
         say(console, f"Logits differ from {beside} by {merged.logits:.2g} at most ({merged.tolerance:.2g} allowed).")
         if merged.rounding is not None:

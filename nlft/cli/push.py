@@ -13,7 +13,9 @@ from nlft.cli.argument import open_console, say
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `nlft export` wrote.")],
     name: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the Hub; made if it is not there.")],
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; else it is private.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="A new repository is public, and one that is may be written to.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Another branch than main.")] = None,
     message: Annotated[str | None, typer.Option(metavar="TEXT", help="Message of the commit.")] = None,
     overwrite: Annotated[
@@ -32,6 +34,7 @@ def push(
     from huggingface_hub import constants
 
     from nlft import parcel, upload
+    from nlft.snippet import load_lines
 
     checked = parcel.pack(folder, base_weights)
     upload.check_name(name)
@@ -46,14 +49,12 @@ def push(
         say(console, "Nothing was sent (--dry-run).")
         return
     done = upload.push(checked, name, public=public, branch=revision, message=message, overwrite=overwrite)
-    if not done.created and done.private == public:
-        seen = "private" if done.private else "public"
-        say(console, f"The repository was there already, is {seen} and stays so ({done.url}/settings).")
+    if not done.created and done.private and public:
+        say(console, f"The repository was there already, is private and stays so ({done.url}/settings).")
     say(
         console,
         f"{done.url} ({'private' if done.private else 'public'})",
         f"commit {done.commit}" if done.changed else f"Everything was there already, in commit {done.commit}.",
         "",
-        "import nlft",
-        f'model = PeftModel.from_pretrained(base, "{name}", revision="{done.commit}")',
+        *load_lines(checked.manifest, name, done.commit),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nlft.cli.argument import going_on, open_console
+from nlft.cli.argument import going_on, open_console, say
 from nlft.errors import NlftError
 
 
@@ -19,10 +20,16 @@ def resume(
     It ends with the same bits as an uninterrupted run. For a further task see `nlft continue`.
     """
     from nlft.cli.report import print_report
+    from nlft.premises import check_run, finished_line
 
     if jobs is not None and jobs < 1:
         raise NlftError(f"--jobs: {jobs} is no number of runs.", "Give a number, 1 or more.")
-    console = open_console()
+    console, place = open_console(), Path(run).expanduser().resolve()
+    check_run(place, run)
+    if (finished := finished_line(place, run)) is not None:
+        say(console, finished)
+        print_report(place, console)
+        return
     with going_on("resume", run):
         from nlft.continuing import resume as go_on
 

@@ -29,10 +29,13 @@ def train(
     words = ["train", recipe, *(overrides or [])]
     with going_on(*words):
         from nlft.plan import single_method
-        from nlft.run import run_method
+        from nlft.premises import check_folder
 
-        _, name = single_method(loaded, method)
+        chosen, name = single_method(loaded, method)
         folder = output_folder(out, loaded.out, f"{loaded.name}-{name}")
+        if not (resume and loaded.adapter):  # else what the adapter's name stood for is looked at first
+            check_folder(folder.resolve(), chosen, resume)
+        from nlft.run import run_method
     try:
         run_method(loaded, method, folder, resume=resume, console=console)
     except KeyboardInterrupt:

@@ -47,11 +47,10 @@ def _line(where: str, what: str) -> None:
 def _sections(recipe: Recipe) -> dict[KeyPath, tuple[str, DataConfig]]:
     """Every data section: its place in the recipe, its key as it is said in errors, and itself."""
     sections: dict[KeyPath, tuple[str, DataConfig]] = {}
-    for section, entries in (("earlier", recipe.earlier), ("tasks", recipe.tasks)):
-        for number, task in enumerate(entries):
-            for part, data in (("train", task.train), ("test", task.test), ("seen", task.seen)):
-                if data is not None:
-                    sections[section, number, part] = f"{section}.{task.name}.{part}", data
+    for section, number, task in recipe.all_tasks():
+        for part, data in (("train", task.train), ("test", task.test), ("seen", task.seen)):
+            if data is not None:
+                sections[section, number, part] = f"{section}.{task.name}.{part}", data
     for number, probe in enumerate(recipe.probes):
         for part, data in (("data", probe.data), ("shots_from", probe.shots_from)):
             if data is not None:
@@ -188,11 +187,7 @@ def _check_metrics(
 
     problems: list[tuple[KeyPath, NlftError]] = []
     wanted: list[tuple[KeyPath, str, str, str]] = []
-    for section, number, task in (
-        (section, number, task)
-        for section, entries in (("earlier", recipe.earlier), ("tasks", recipe.tasks))
-        for number, task in enumerate(entries)
-    ):
+    for section, number, task in recipe.all_tasks():
         train = f"{section}.{task.name}.train"
         wanted += [
             ((section, number), f"{section}.{task.name}.{part}", train, task.metric)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,11 +22,16 @@ def verify(
     console = open_console()
     with going_on():
         from nlft.cli.export import show_checks
-        from nlft.remote import fetch_adapter
-        from nlft.verification import verify as check
+        from nlft.premises import check_exported
+        from nlft.remote import fetch_adapter, resolved_revision, split_revision
 
         folder = fetch_adapter(adapter)
+        check_exported(folder)
+        from nlft.verification import verify as check
+
         verified = check(folder, rescore=not no_rescore, any_base=any_base, console=console)
     show_checks(verified, console)
     verified.require()
-    say(console, f"{folder} is what was measured.")
+    commit = None if Path(adapter).expanduser().exists() else resolved_revision(folder)
+    shown = f"{split_revision(adapter)[0]}@{commit}" if commit else folder
+    say(console, f"{shown}: {verified.sentence}")

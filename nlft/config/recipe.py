@@ -87,6 +87,11 @@ class Recipe(Section):
     out: str | None = None
     """Output folder; `runs/<name>` when empty."""
 
+    def all_tasks(self) -> list[tuple[str, int, TaskConfig]]:
+        """Every task with its place, section and number: earlier ones, then those to learn."""
+        sections = (("earlier", self.earlier), ("tasks", self.tasks))
+        return [(section, number, task) for section, entries in sections for number, task in enumerate(entries)]
+
     @field_validator("earlier", "tasks", "probes")
     @classmethod
     def names_differ(cls, entries: list[Any]) -> list[Any]:

@@ -34,7 +34,7 @@ def check_installed() -> None:
     if find_spec("lm_eval") is None:
         raise DataError(
             "lm-evaluation-harness is not installed, and a probe names one of its tasks.",
-            "Install it with `pip install nlft[lm-eval]`, or leave the probe out.",
+            "Install its extra, in the copy of nlft's repository: pip install -e .[lm-eval]. Or leave the probe out.",
         )
 
 

@@ -79,13 +79,15 @@ RUNS_SCHEMA = pa.schema(
         ("overlap", pa.string()),
         ("dissect", pa.string()),
         ("start", pa.string()),
+        ("adapter_sha256", pa.string()),
     ]
 )
 """Columns of `runs.parquet`. `versions` and `config` (the method's part of the recipe) are JSON; bytes and
 seconds are as named; `status` is "ok" or "failed: " and the reason. `setting` is "sequence" (null stands for it), or
 "single" or "multitask" for a run that is an upper bound. `told_task`: the method is told each row's task. `cell` is
 the content address of the run; `dissect` is what `dissect.json` holds; `start` (JSON) is the adapter from which the
-run went on, null where it began at the base. Columns from `setting` on are null in tables of
+run went on, null where it began at the base; `adapter_sha256` is that of the `adapter/adapter_model.safetensors` that
+was measured, null where the run has none. Columns from `setting` on are null in tables of
 version 0.1."""
 ADDED = RUNS_SCHEMA.names[RUNS_SCHEMA.get_field_index("setting") :]
 

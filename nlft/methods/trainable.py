@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import nn
 
 from nlft.base import FrozenBase
 from nlft.config import MethodFields
+from nlft.hub import model_location, model_name
 from nlft.methods.anchor import Ewc, L2sp
 from nlft.methods.penalty import Penalty, read_state, size, total, write_state
 from nlft.methods.protocol import Ask, TaskContext
 from nlft.methods.replay import Replay
 from nlft.optim.build import build_optimizer
+from nlft.pathways.header import CONFIG
 from nlft.pathways.provenance import note_task
 from nlft.pathways.task import TaskPeftConfig
 from nlft.types import Condition, Evaluation, Item
@@ -85,10 +88,32 @@ class PeftTrainable(Trainable):
 
     def save(self, model: Any, folder: Path) -> None:
         """Writes a PEFT directory, and what the penalties remember."""
+        for config in model.peft_config.values():  # where it was loaded, it names the base as it was saved
+            if (config.base_model_name_or_path or "").startswith("builtin:"):
+                config.base_model_name_or_path = model_location(config.base_model_name_or_path)
         model.save_pretrained(folder)
+        for path in (*folder.glob(CONFIG), *folder.glob(f"*/{CONFIG}")):
+            name_base(path)
         super().save(model, folder)
 
     def load(self, base: FrozenBase, folder: Path) -> nn.Module:
         """Reads a PEFT directory onto the base, ready for the next task."""
         self.remember(folder)
         return PeftModel.from_pretrained(base.model, str(folder), is_trainable=True).eval()
+
+
+def name_base(config: Path) -> None:
+    """Has an adapter's settings name a built-in base as recipes do, in place of where it lies on this machine.
+
+    Afterwards, since PEFT looks for the base's own settings at that place while it saves.
+    """
+    data = json.loads(config.read_text(encoding="utf-8"))
+    place = data.get("base_model_name_or_path") or ""
+    named = model_name(place)
+    if named == place:
+        return
+    data["base_model_name_or_path"] = named
+    config.write_text(json.dumps(data, indent=2, sort_keys=True), encoding="utf-8")
+    card = config.with_name("README.md")
+    if card.is_file():
+        card.write_text(card.read_text(encoding="utf-8").replace(place, named), encoding="utf-8")

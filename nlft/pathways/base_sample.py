@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,12 @@ MATRICES, VECTORS, VALUES = 48, 16, 4
 """Tensors of two dimensions or more and of one, and values of each. Vectors are kept by every quantisation."""
 WRAPPINGS = re.compile(r"\.base_layer\b|\.original_module\b|\b_orig_mod\.|\b_fsdp_wrapped_module\.")
 """What PEFT, torch.compile and FSDP put into the names of a base's tensors."""
+OUTSIDE = re.compile(r"\b_orig_mod\.|\b_fsdp_wrapped_module\.")
+"""What torch.compile and FSDP put there, around a base that is otherwise the same."""
 NOTE = re.compile(r"(float64|float32|bfloat16|float16) (\d{1,12}(?:x\d{1,12}){0,4}) ((?:[0-9a-f]{8}){1,16})")
+TAKEN_OUT = 4
+"""Units in float32's last place, of the largest noted value of a tensor, that a LoRA may leave behind which was merged
+and taken out again."""
 SMALLEST_HALF = 2.0**-24
 """The smallest number above zero that float16 has."""
 
@@ -67,10 +72,13 @@ def sample_base(model: nn.Module) -> dict[str, Any]:
 def check_base(config: Any, model: nn.Module) -> None:
     """Refuses a base with other weights than the adapter was made for.
 
-    Values in the noted dtype must be the same bits. Otherwise both are rounded to the coarser dtype; between float16
-    and bfloat16, of which neither holds the other, one unit in bfloat16's last place is let through. Tensors that are
-    quantised, sharded or on the meta device are left out, and an embedding may have got more rows. An adapter without
-    a sample is let through, and so is any base with `config.check_base` off.
+    Values in the noted dtype must be the same bits; in float32 the last ones may differ, as where a LoRA was merged
+    and taken out again. (In half precision that is more than many a finetuning does.) Otherwise both
+    are rounded to the coarser dtype; between float16 and bfloat16, of which neither holds the other, one unit in
+    bfloat16's last place is let through. Tensors that are quantised, sharded or on the meta device are left out, and
+    embeddings may have got or lost rows. Up to half of the names may be missing in a model of the same type: versions
+    of transformers name some tensors differently. An adapter without a sample is let through, and so is any base with
+    `config.check_base` off.
 
     Args:
         config: `TaskPeftConfig` of the adapter.
@@ -82,29 +90,21 @@ def check_base(config: Any, model: nn.Module) -> None:
     if not config.check_base or not config.base_sample:
         return
     there = dict(base_parameters(model))
+    sample = read_sample(config.base_sample)
+    absent = [name for name in sample if name not in there]
     partial = bool(getattr(model, "is_quantized", False)) or any("_flat_param" in name for name in there)
-    for name, noted in read_sample(config.base_sample).items():
-        if name not in there and not partial:
-            refuse(config, model, f"it has no {name}")
+    renamed = 2 * len(absent) <= len(sample) and config.base_sample.get("model_type") == model_type(model)
+    if absent and not (partial or renamed):
+        refuse(config, model, f"it has no {absent[0]}")
+    for name, noted in sample.items():
         tensor = there.get(name)
         if tensor is None or not is_plain(tensor):
             continue
         if not fits(tensor, noted.shape, model):
             refuse(config, model, f"{name} has the shape {list(tensor.shape)}, and {list(noted.shape)} was noted")
-        if not agree(noted, values_of(name, tensor, noted.shape), tensor.dtype):
+        left = kept(name, tensor, noted.shape)
+        if not agree(replace(noted, values=noted.values[left]), values_of(name, tensor, noted.shape), tensor.dtype):
             refuse(config, model, f"{name} holds other numbers")
-
-
-def other_form(config: Any, model: nn.Module) -> bool:
-    """Whether the base at hand is in another dtype or quantised, so that its sha256 says nothing and the sample has to.
-
-    False for an adapter without a sample.
-    """
-    if not config.base_sample:
-        return False
-    there = dict(base_parameters(model))
-    noted = read_sample(config.base_sample)
-    return any(name not in there or there[name].dtype != one.dtype for name, one in noted.items())
 
 
 def base_parameters(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -122,9 +122,15 @@ def base_parameters(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield WRAPPINGS.sub("", name), tensor
 
 
+def plain_name(name: str) -> str:
+    """A name as it is in a base that is not compiled; so it is stored."""
+    return OUTSIDE.sub("", name)
+
+
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether a tensor's own numbers are here: not quantised, sharded, empty, or on the meta device."""
-    whole = type(tensor.data) is torch.Tensor and not tensor.is_meta and tensor.numel() > 0
+    # bitsandbytes keeps four-bit weights in a class of its own, on request as pairs of bytes that look like bfloat16.
+    whole = type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta and tensor.numel() > 0
     return whole and tensor.is_floating_point() and tensor.element_size() >= 2
 
 
@@ -143,10 +149,17 @@ def positions(name: str, shape: tuple[int, ...]) -> list[int]:
     return [int.from_bytes(digest[:8], "big") % size for digest in digests]
 
 
+def kept(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Which of the noted values lie in rows that the tensor at hand still has, [VALUES] bool."""
+    return torch.unravel_index(torch.tensor(positions(name, shape)), shape)[0] < tensor.shape[0]
+
+
 def values_of(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Values [VALUES] at the positions of a tensor of that shape, in its own dtype, on the CPU."""
+    """Values at the positions of a tensor of that shape, in its own dtype, on the CPU: [VALUES], or fewer if rows are
+    gone."""
+    left = kept(name, tensor, shape)
     places = torch.unravel_index(torch.tensor(positions(name, shape)), shape)
-    return tensor.detach()[tuple(place.to(tensor.device) for place in places)].cpu()
+    return tensor.detach()[tuple(place[left].to(tensor.device) for place in places)].cpu()
 
 
 def note(name: str, tensor: torch.Tensor) -> str:
@@ -178,16 +191,20 @@ def read_sample(sample: Any) -> dict[str, Noted]:
 
 
 def fits(tensor: torch.Tensor, shape: tuple[int, ...], model: Any) -> bool:
-    """Whether a tensor has the noted shape, or is an embedding that has got rows for new tokens."""
+    """Whether a tensor has the noted shape, or is an embedding or its bias that has got or lost rows for tokens."""
     if tuple(tensor.shape) == shape:
         return True
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
-    longer = tensor.ndim == len(shape) == 2 and tensor.shape[0] == vocabulary and tensor.shape[0] > shape[0]
-    return longer and tuple(tensor.shape[1:]) == shape[1:]
+    config: Any = getattr(model, "config", None)
+    vocabulary = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "vocab_size", None)
+    return len(shape) in (1, 2) and tensor.ndim == len(shape) and tuple(tensor.shape) == (vocabulary, *shape[1:])
 
 
 def agree(noted: Noted, values: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether values at hand are what was noted, but for the rounding of their dtypes."""
+    if dtype == noted.dtype == torch.float32:
+        size = max((abs(value) for value in noted.values.tolist() if isfinite(value)), default=0.0)
+        atol = TAKEN_OUT * torch.finfo(dtype).eps * size
+        return torch.allclose(noted.values, values, rtol=0, atol=atol, equal_nan=True)
     if dtype == noted.dtype:
         return torch.equal(noted.values.view(torch.int32), values.float().view(torch.int32))
     dtypes = {dtype, noted.dtype}

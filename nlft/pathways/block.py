@@ -11,10 +11,10 @@ from torch import nn
 
 from nlft.base import block_input, find_blocks
 from nlft.errors import NlftError
-from nlft.pathways.base_sample import check_base, sample_base
+from nlft.pathways.base_sample import check_base, plain_name, sample_base
 from nlft.pathways.gate import GATES, GateDict, install_gate, remove_gate
-from nlft.pathways.precision import in_float32
-from nlft.pathways.refusals import RefusingTuner, check_places
+from nlft.pathways.precision import Float32Memories
+from nlft.pathways.refusals import RefusingTuner, in_place
 from nlft.pathways.state import install_keeper, remove_keeper
 from nlft.pathways.stranger import check_stored, enough_memory
 from nlft.pathways.task import TaskPeftConfig
@@ -25,7 +25,7 @@ NO_MERGE = (
 )
 
 
-class PathwayLayer(nn.Module, BaseTunerLayer):
+class PathwayLayer(Float32Memories, BaseTunerLayer):
     """A module with memories beside it: `y = module(x) + sum of memory(x)` over the active adapters.
 
     The module (an MLP block, or a linear map) is kept whole as `base_layer`, so its kind (dense, mixture of
@@ -72,6 +72,7 @@ class PathwayLayer(nn.Module, BaseTunerLayer):
         """Adds an adapter."""
         with enough_memory(f"The adapter {adapter_name!r}"):
             self.cores[adapter_name] = self.make_core(config)
+        self.whole.discard(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -102,7 +103,7 @@ class PathwayLayer(nn.Module, BaseTunerLayer):
         if self.listener is not None:
             x, self.heard = cast(torch.Tensor, self.heard), None
         # Before the block, which may write into its input.
-        added = [self.read(self.cores[name], x) for name in active]
+        added = [self.read(name, x) for name in active]
         output = self.base_layer(*args, **kwargs)
         if not added:
             return output
@@ -111,11 +112,11 @@ class PathwayLayer(nn.Module, BaseTunerLayer):
             y = y + memory.to(y.dtype).view_as(y)
         return y if rest is None else (y, *rest)
 
-
-    def read(self, core: Any, x: torch.Tensor) -> torch.Tensor:
+    def read(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """What one memory adds; a memory with a state gets sequences, also where the layer has joined its rows."""
+        core: Any = self.cores[name]
         rows = core.keeper[0].now.rows if core.keeper is not None else None
-        return in_float32(core, x.view(rows, -1, x.shape[-1]) if x.ndim == 2 and rows else x)
+        return self.compute(name, core, x.view(rows, -1, x.shape[-1]) if x.ndim == 2 and rows else x)
 
 
 class PathwayModel(RefusingTuner):
@@ -126,15 +127,14 @@ class PathwayModel(RefusingTuner):
     def _check_new_adapter_config(self, config: Any) -> None:
         # PEFT's first step of an injection: nothing has been changed yet.
         super()._check_new_adapter_config(config)
-        new = not config.tasks and (config.is_fresh or not (config.base_sample or config.inference_mode))
-        if new:
+        if config.is_new:
             config.base_sample, config.is_fresh = sample_base(self.model) or None, True
         else:
             check_base(config, self.model)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         if peft_config.target_modules is None:
-            peft_config.target_modules = self.default_targets(peft_config)
+            peft_config.target_modules = set(map(plain_name, self.default_targets(peft_config)))
         return peft_config
 
     @classmethod
@@ -169,11 +169,11 @@ class PathwayModel(RefusingTuner):
         source = current_key if self.adds_to_maps(peft_config) else block_input(self.model, current_key)
         if source != current_key:
             layer.listen(self.model.get_submodule(source))
-        layer.update_layer(adapter_name, peft_config.at(current_key))
+        layer.update_layer(adapter_name, peft_config.at(plain_name(current_key)))
         gate = install_gate(self.model, adapter_name, peft_config)
         keeper = install_keeper(self.model, adapter_name) if self.keeps_state(peft_config) else None
         core: Any = layer.cores[adapter_name]
-        core.block = current_key
+        core.block = plain_name(current_key)
         # In tuples, so that gate and keeper do not become parts of every module that asks them.
         core.gate = None if gate is None else (gate,)
         core.keeper = None if keeper is None else (keeper,)
@@ -238,12 +238,12 @@ class PathwayModel(RefusingTuner):
         rest = {key: tensor for key, tensor in state_dict.items() if key not in gates}
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, rest)
         named = {key.replace(f".{GATES}.", f".{GATES}.{adapter_name}.", 1): gates[key] for key in gates}
-        check_places(model, [*remapped, *named])
-        return {**remapped, **named}
+        return in_place(model, {**remapped, **named})
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         # PEFT looks for the name in the last two places of a key; a core's tensors lie deeper.
+        key = plain_name(key)
         for attribute in (*cls.tuner_layer_cls.adapter_layer_names, GATES):
             head, found, tail = key.partition(f".{attribute}.{adapter_name}.")
             if found:

@@ -115,8 +115,8 @@ def attended_tokens(mask: Any, tokens_before: int, tokens: int) -> torch.Tensor 
     """Which of the last tokens are no padding, [B, T] bool; None where nothing says that any is.
 
     Args:
-        mask: [B, tokens_before + T], or [B, 1, T, keys] (bool, or added to scores) as transformers prepares it for
-            static caches, or a dict of such by kind of layer.
+        mask: [B, tokens_before + T or more], or [B, 1, T, keys] (bool, or added to scores) as transformers prepares
+            it for static caches, or a dict of such by kind of layer.
         tokens_before: tokens in the cache.
         tokens: T.
     """
@@ -124,9 +124,10 @@ def attended_tokens(mask: Any, tokens_before: int, tokens: int) -> torch.Tensor 
         mask = next((one for one in mask.values() if one is not None), None)
     if not isinstance(mask, torch.Tensor):
         return None
-    if mask.ndim == 2:
-        return mask[:, -tokens:] != 0
-    # A token attends itself unless it is padding. The keys of a window are the last ones only.
+    first = min(tokens_before, mask.shape[-1] - tokens)  # the keys of a window are the last ones only
+    if mask.ndim == 2:  # a static cache may have made it longer
+        return mask[:, first : first + tokens] != 0
+    # A token attends itself unless it is padding.
     places = torch.arange(tokens, device=mask.device)
-    own = mask[:, 0, places, min(tokens_before, mask.shape[-1] - tokens) + places]
+    own = mask[:, 0, places, first + places]
     return own if own.dtype == torch.bool else own >= 0

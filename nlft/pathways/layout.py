@@ -24,6 +24,8 @@ from nlft.pathways.sparse_memory.layer import SparseMemoryLayer
 from nlft.pathways.task import TaskPeftConfig
 
 KEY = re.compile(r"base_model\.model\.(.+?)\.(nlft_\w+)\.(.+)")
+NUMBER = re.compile(r"tasks\.(\d{1,9})\.")
+"""Of a task's part, at the beginning of what follows in `KEY`."""
 MAY_BE_INFINITE = {"thresholds", "height", "shift"}
 """Tensors in which infinity means silence."""
 
@@ -49,6 +51,9 @@ def check_layout(config: TaskPeftConfig, tensors: Mapping[str, torch.Tensor]) ->
     shared = not config.keeps_tasks_apart
     if not cores and (config.tasks or shared or isinstance(config, SparseMemoryPeftConfig)):
         raise NlftError("there is no block.")
+    numbers = {int(part[1]) for own in modules.values() for name in own if (part := NUMBER.match(name))}
+    if not shared and numbers != set(range(len(config.tasks))):
+        raise NlftError(f"its settings list {len(config.tasks)} tasks, and its tensors hold {len(numbers)}.")
     check_sizes(config, cores)
     for (block, kind), own in modules.items():
         if kind == GATES:

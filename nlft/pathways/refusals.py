@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from nlft.errors import NlftError
+from nlft.pathways.base_sample import plain_name
+from nlft.pathways.stranger import name_modules
 from nlft.pathways.task import TaskPeftConfig
 
 PREFIX = "base_model.model."
@@ -50,6 +53,11 @@ class RefusingTuner(BaseTuner):
         super().__init__(model, peft_config, adapter_name, *args, **kwargs)
         self.peft_config = Configs(self.peft_config)
         cast(Any, self.model).peft_config = self.peft_config
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As in PEFT, with names in the place of patterns."""
+        name_modules(self.peft_config[adapter_name], model)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output.
@@ -99,19 +107,25 @@ def check_trainable(tuner: BaseTuner) -> None:
     )
 
 
-def check_places(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuses to load tensors for which the model has no place, which PEFT would drop with a warning.
+def in_place(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors under the names that they have in a model, which may be compiled.
 
     Args:
-        names: of the tensors, as the model would have them.
+        tensors: under the names that they would have in a model that is not.
 
     Raises:
-        NlftError: naming the first.
+        NlftError: naming the first for which the model has no place, and which PEFT would drop with a warning.
     """
-    places = {name.removeprefix(PREFIX) for name in model.state_dict()}
-    lost = [name for name in names if name.removeprefix(PREFIX) not in places]
+
+    def place(name: str) -> str:
+        return plain_name(name).removeprefix(PREFIX)
+
+    every = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    places = {place(name): name for name, _ in every}
+    lost = [name for name in tensors if place(name) not in places]
     if lost:
         raise NlftError(
             f"The adapter's tensor {lost[0]} has no place in the model.",
             "Load it onto the base itself; `load_adapter` puts a second adapter beside the first.",
         )
+    return {places[place(name)]: tensor for name, tensor in tensors.items()}

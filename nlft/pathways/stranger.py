@@ -13,17 +13,19 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from peft import PeftConfig
+from peft.utils.constants import DUMMY_TARGET_MODULES, INCLUDE_LINEAR_LAYERS_SHORTHAND
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
-from nlft.errors import NlftError, reason
+from nlft.errors import CheckpointError, NlftError, reason
+from nlft.pathways.header import WHOLE
 
 LARGEST = 1 << 24
 """Largest whole number in settings: slots, keys, ranks, heads, periods."""
 LONGEST = 1000
 """Characters of a text in settings."""
-LONGEST_PATTERN = 500
-HARDEST = 10**8
-"""Most ways in which a pattern may be tried on one name, see `check_pattern`."""
+SHORTHANDS = (INCLUDE_LINEAR_LAYERS_SHORTHAND, DUMMY_TARGET_MODULES)
+"""Texts that PEFT itself turns into names."""
 PLAIN = (int, float, bool, str, type(None))
 
 
@@ -102,8 +104,8 @@ def check_mapping(found: Any) -> None:
 
 
 def check_modules(name: str, value: Any) -> None:
-    """Refuses what cannot be names of modules. PEFT takes a text in the place of a list for a regular expression, and
-    every entry of `modules_to_save` for one too.
+    """Refuses what cannot be names of modules. PEFT takes a text in the place of a list for a regular expression,
+    which `name_modules` resolves, and every entry of `modules_to_save` for one too.
 
     Raises:
         NlftError: naming the field.
@@ -111,7 +113,7 @@ def check_modules(name: str, value: Any) -> None:
     if value is None:
         return
     if isinstance(value, str) and name != "modules_to_save":
-        check_pattern(name, value)
+        check_value(name, value)
         return
     listed = isinstance(value, list | tuple | set)
     for one in value if listed else [value]:
@@ -119,35 +121,48 @@ def check_modules(name: str, value: Any) -> None:
             raise NlftError(f"{name}: {shown(one)} is no name of a module.", "List names such as `layers.1.mlp`.")
 
 
-def check_pattern(name: str, text: str) -> None:
-    """Refuses a regular expression that could keep `re` busy for longer than anybody waits.
-
-    A repeated group can double the work with every letter, so none is allowed. The rest is counted as the ways in which
-    a name of a hundred letters could be split among repeats, optional parts and alternatives.
+def check_listed(config: Any) -> None:
+    """Refuses a regular expression in the settings of an adapter that was found: one can be written that keeps `re`
+    busy for ever. nlft stores none.
 
     Raises:
         NlftError: naming the field.
     """
-    hint = "List the names of the modules instead."
-    try:
-        re.compile(text[:LONGEST_PATTERN])
-    except (re.error, RecursionError, OverflowError) as error:
-        raise NlftError(f"{name}: {shown(text)} is no regular expression: {reason(error)}.", hint) from error
-    if len(text) > LONGEST_PATTERN or not text.isprintable():
-        raise NlftError(f"{name}: a pattern has at most {LONGEST_PATTERN} letters that can be printed.", hint)
-    bare = re.sub(r"\[\^?\]?[^\]]*\]", "x", re.sub(r"\\.", "x", text)).replace("(?", "(")
-    bare = re.sub(r"([*+}])[?+]", r"\1", bare)  # lazy and possessive repeats are repeats
-    ways = 100 ** sum(map(bare.count, "*+{")) * 2 ** bare.count("?")
-    alternatives = [1]
-    for letter in bare:
-        if letter == "|":
-            alternatives[-1] += 1
-        elif letter == "(":
-            alternatives.append(1)
-        elif letter == ")":
-            ways *= alternatives.pop()
-    if re.search(r"\)[*+{]", bare) or ways > HARDEST:
-        raise NlftError(f"{name}: {shown(text)} could take for ever to match.", hint)
+    for name in ("target_modules", "exclude_modules"):
+        value = getattr(config, name)
+        if isinstance(value, str):
+            raise NlftError(
+                f"{name}: {shown(value)} is a pattern, and the settings of a stored adapter list names of modules.",
+                "If the adapter is your own, put the list of the names there.",
+            )
+
+
+def name_modules(config: Any, model: nn.Module) -> None:
+    """Puts the names of modules in the place of regular expressions, so that none is stored.
+
+    Raises:
+        NlftError: it is none, it matches nothing, or it came with an adapter that was found.
+    """
+    names = [name for name, _ in model.named_modules()]
+    for field in ("exclude_modules", "target_modules"):
+        pattern = getattr(config, field)
+        if not isinstance(pattern, str) or pattern in SHORTHANDS:
+            continue
+        if not config.is_new:
+            check_listed(config)
+        try:
+            found = {name for name in names if re.fullmatch(pattern, name)}
+        except (re.error, RecursionError, OverflowError) as error:
+            said = f"{field}: {shown(pattern)} is no regular expression: {reason(error)}."
+            raise NlftError(said, "List the names of the modules instead.") from error
+        setattr(config, field, found)
+        if field == "target_modules":
+            if not found:
+                raise NlftError(f"{field}: {shown(pattern)} matches no module's name.", "Look at `named_modules()`.")
+            # PEFT also takes every module whose name ends with one of a list.
+            ends = {name: [name[dot.end() :] for dot in re.finditer(r"\.", name)] for name in set(names) - found}
+            beyond = {name for name, parts in ends.items() if any(part in found for part in parts)}
+            config.exclude_modules = {*(config.exclude_modules or ()), *beyond} or None
 
 
 def check_stored(config: Any, tensors: dict[str, torch.Tensor]) -> None:
@@ -157,7 +172,7 @@ def check_stored(config: Any, tensors: dict[str, torch.Tensor]) -> None:
         tensors: under the names that PEFT stores, with its prefix for the base or without.
 
     Raises:
-        NlftError: naming the first that differs.
+        CheckpointError: naming the first that differs.
     """
     from nlft.pathways.layout import check_layout  # it knows every pathway, and every pathway this
 
@@ -166,7 +181,7 @@ def check_stored(config: Any, tensors: dict[str, torch.Tensor]) -> None:
     try:
         check_layout(config, named)
     except NlftError as error:
-        raise NlftError(f"The adapter is damaged: {error.message}", error.hint) from error
+        raise CheckpointError(f"The adapter is damaged: {error.message}", error.hint or WHOLE) from error
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from nlft.errors import NlftError
 from nlft.pathways.base_sample import read_sample
 from nlft.pathways.header import PICKLE, WEIGHTS, WHOLE, check_config_file, check_file, read_header
 from nlft.pathways.provenance import check_name, check_past
-from nlft.pathways.stranger import LARGEST, check_fields, check_stored, shown
+from nlft.pathways.stranger import LARGEST, check_fields, check_listed, check_stored, shown
 
 
 @dataclass
@@ -24,7 +24,8 @@ class TaskPeftConfig(PeftConfig):
     """Fields that all pathways share.
 
     Args:
-        target_modules: names of modules, or a regex; the pathway's own choice when None.
+        target_modules: names of modules, or a regex, which injection turns into names; the pathway's own choice when
+            None.
         exclude_modules: modules to leave out.
         layers_to_transform: indices of layers; all that the pathway can take when None.
         modules_to_save: further modules to train and save, as in all of PEFT.
@@ -103,6 +104,7 @@ class TaskPeftConfig(PeftConfig):
         if folder.is_dir():
             check_config_file(folder)
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        check_listed(config)
         if folder.is_dir():
             weights = local_weights(folder)
         else:
@@ -110,6 +112,11 @@ class TaskPeftConfig(PeftConfig):
         if weights is not None:
             check_stored(config, read_header(weights))
         return config
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing can have been learned with it: it was written for the base at hand, not found."""
+        return not self.tasks and (self.is_fresh or not (self.base_sample or self.inference_mode))
 
     @property
     def keeps_tasks_apart(self) -> bool:

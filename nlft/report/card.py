@@ -6,7 +6,6 @@ Whatever comes from files is escaped, for Markdown and for HTML: the Hub renders
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -29,6 +28,7 @@ from nlft.report.card_results import (
     entry_of,
     model_index,
     score_grid,
+    start_of,
 )
 from nlft.report.card_sources import (
     UNSTATED,
@@ -42,12 +42,11 @@ from nlft.report.card_sources import (
 from nlft.report.findings import short_facts
 from nlft.report.ledger import integrity_lines
 from nlft.report.markdown import fenced_text, grid_text, plain_text
+from nlft.snippet import ID, load_lines
 
 __all__ = ["ID", "PICTURE", "benchmark_results", "card_text", "draw_matrix"]
 
 PICTURE = "matrix.png"
-ID = "USER/NAME"
-"""Stands in a card for the repository's id, which nobody knows before `nlft push`."""
 WEIGHTS = "adapter_model.safetensors"
 LANGUAGE = r"[a-z]{2,3}|code|multilingual"
 VERSIONS = {"peft": "PEFT", "transformers": "Transformers", "torch": "PyTorch"}
@@ -76,10 +75,10 @@ def card_text(
         data_licenses: by the recipe's `path`, as the maker states them.
     """
     entry = entry_of(summary)
+    continued = manifest.continued_from is not None
     template = _environment().from_string(
         (files("nlft.report") / "templates" / "card.md.jinja").read_text(encoding="utf-8")
     )
-    hub = is_hub_model(manifest.base.model)
     named = shown_model(manifest.base.model)
     name = recipe.name if recipe else summary["name"] if summary else "adapter"
     return template.render(
@@ -88,14 +87,15 @@ def card_text(
         manifest=manifest,
         base=named,
         learned=f", trained on {', then '.join(manifest.tasks)}" if manifest.tasks else "",
-        snippet=Markup(fenced_text(_snippet(manifest, hub, named), "python")),
+        snippet=Markup(fenced_text("\n".join(load_lines(manifest, ID, base=f"path/to/{named}")), "python")),
         placeholder=ID,
         ours=manifest.peft_type.startswith("NLFT_"),
         summary=summary,
         entry=entry,
         facts=short_facts(summary) if summary and entry else [],
-        scores=Markup(grid_text(score_grid(summary, entry))) if summary and entry else "",
+        scores=Markup(grid_text(score_grid(summary, entry, continued))) if summary and entry else "",
         picture=PICTURE,
+        start=start_of(continued),
         matrix_words=_matrix_words() if entry and entry["matrix"] else "",
         unmeasured=_unmeasured(summary),
         size_lines=_size_lines(manifest),
@@ -141,7 +141,7 @@ def _front_matter(
     language: Sequence[str],
 ) -> str:
     """The YAML between two lines of `---`."""
-    results = model_index(summary, entry, recipe) if summary and entry else []
+    results = model_index(summary, entry, recipe, manifest.continued_from is not None) if summary and entry else []
     tags = ["nlft", "continual-learning", manifest.peft_type.lower().replace("_", "-")]
     base = manifest.base.model if is_hub_model(manifest.base.model) else None
     spoken = [code for code in language if re.fullmatch(LANGUAGE, code)]
@@ -164,21 +164,6 @@ def _front_matter(
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:90] or "other"
-
-
-def _snippet(manifest: Manifest, hub: bool, named: str) -> str:
-    """How the adapter is loaded; what is not a plain name stands in quotes that it cannot end."""
-    model, revision = json.dumps(manifest.base.model), manifest.base.revision
-    lines = ["import nlft", "from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
-    if manifest.base.model.startswith("builtin:"):
-        lines.insert(1, "from nlft.hub import model_location")
-        model = f"model_location({model})"
-    elif not hub:
-        model = json.dumps(f"path/to/{named}")
-    pinned = f", revision={json.dumps(revision)}" if revision and hub else ""
-    lines += ["", f"base = AutoModelForCausalLM.from_pretrained({model}{pinned})"]
-    lines += [f'model = PeftModel.from_pretrained(base, "{ID}")  # or the path of this folder']
-    return "\n".join(lines)
 
 
 def _matrix_words() -> str:
@@ -209,6 +194,11 @@ def _size_lines(manifest: Manifest) -> list[str]:
     if lora.computed:
         text = f"A LoRA{rank} on every linear layer of this base takes {size(lora.bytes)}{times}, worked out from its"
         return [*lines, f"{text} shapes; what it would learn was not measured."]
+    if lora.learning is not None and lora.learning <= 0:
+        return [
+            *lines,
+            f"Nothing was learned. A LoRA{rank} that learned nothing either takes {size(lora.bytes)}{times}.",
+        ]
     learned = f" at {show_level(lora.learning)} of what could be learned" if lora.learning is not None else ""
     return [*lines, f"A LoRA{rank} that learned as much{learned} takes {size(lora.bytes)}{times}."]
 
@@ -217,21 +207,28 @@ def _base_lines(manifest: Manifest, summary: Summary | None) -> list[str]:
     base, origin = manifest.base, manifest.continued_from
     revision = f", revision {base.revision}" if base.revision else ", no revision recorded"
     kept = f", {base.dtype}" if base.dtype else ""
-    loaded = f", loaded in {base.quantization}" if base.quantization != "none" else ""
+    loaded = f", loaded in {_bits(base.quantization)}" if base.quantization != "none" else ""
     lines = [f"{shown_model(base.model)}{'' if base.model.startswith('builtin:') else revision}{kept}{loaded}."]
     if not is_hub_model(base.model):
         whose = "comes with nlft" if base.model.startswith("builtin:") else "was a folder on its maker's machine"
         lines.append(f"This base {whose}; it is not named by an id of the Hub.")
     found = integrity_lines(summary) if summary else []
+    as_loaded = f"base's weights, as loaded in {_bits(base.quantization)}" if loaded else "base's weights"
+    found = [line.replace("sha256 of the base's weights", f"sha256 of the {as_loaded}") for line in found]
     lines += found
     if base.sha256 and not any(base.sha256 in line for line in found):
-        lines.append(f"sha256 of the base's weights: {base.sha256}")
+        lines.append(f"sha256 of the {as_loaded}: {base.sha256}")
     if manifest.tokenizer:
         lines.append(f"Tokenizer: {_tokenizer(manifest)}, not copied; sha256 {manifest.tokenizer.sha256}")
     if origin:
         where = f", revision {origin.revision}" if origin.revision else ""
         lines.append(f"Continued from {shown_model(origin.name)}{where}; sha256 of its weights: {origin.sha256}")
     return lines
+
+
+def _bits(quantization: str) -> str:
+    """`4bit` as `4 bit`."""
+    return quantization.replace("bit", " bit")
 
 
 def _tokenizer(manifest: Manifest) -> str:
@@ -262,9 +259,14 @@ def _limits(
             " was not measured."
         )
     if manifest.base.quantization != "none":
-        lines.append(f"Trained and scored on a base in {manifest.base.quantization}; other weights score otherwise.")
+        lines.append(
+            f"Trained and scored on a base in {_bits(manifest.base.quantization)}; other weights score otherwise."
+        )
     if manifest.peft_type == "LORA":
-        lines.append("It can be merged into the base's weights. The merged model is another one; measure it again.")
+        whose, how = "the base's weights", "“nlft merge”"
+        if manifest.base.quantization != "none":
+            whose, how = "the unquantised base's weights", "“nlft merge … --onto-full-precision”"
+        lines.append(f"It can be merged into {whose} ({how}). The merged model is another one; measure it again.")
     elif manifest.peft_type.startswith("NLFT_"):
         lines.append(
             "It is no change of weights: what it adds depends on its input. So it cannot in general be merged into the"

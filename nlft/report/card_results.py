@@ -35,6 +35,11 @@ Hub's documentation of `.eval_results` names them; a result of any other would b
 BENCHMARK_METRICS = ("exact_match", "acc")
 SHOWN_COSTS = ("trainable_params", "stored_bytes", "peak_rss", "peak_bytes", "train_tokens", "steps", "train_s")
 SHOWN_COSTS += ("wall_s", "latency_ratio")
+CARD_NAMES = {"trainable_params": "trainable at a time", "train_s": "training, calibration included"}
+UNCHANGED_WORDS = (
+    "Where no answer changed at all, the bootstrap would be certain; the limits are then Wilson's, of 0 in that many."
+)
+"""As `nlft.measure.interval.paired_difference` has it."""
 
 
 def entry_of(summary: Summary | None) -> Entry | None:
@@ -52,8 +57,13 @@ def _scored_columns(summary: Summary, entry: Entry) -> Iterator[tuple[str, Summa
                 yield role, column, leaf
 
 
-def score_grid(summary: Summary, entry: Entry) -> Grid:
-    """Every task and probe: base, right after its training, at the end, and the change with its interval."""
+def score_grid(summary: Summary, entry: Entry, continued: bool = False) -> Grid:
+    """Every task and probe with values: at the start, right after its training, at the end, what was gained, and the
+    change with its interval.
+
+    Args:
+        continued: the run went on from an earlier adapter, with which row 0 of its matrix was measured.
+    """
     body = []
     for role, column, leaf in _scored_columns(summary, entry):
         name, unit = column["name"], column["unit"]
@@ -64,35 +74,51 @@ def score_grid(summary: Summary, entry: Entry) -> Grid:
             value, low, high = leaf["change"]["value"], limits.get("low"), limits.get("high")
             if [name] == entry["order"][-1:]:
                 value = None  # the last stage is its own
+        if all(leaf[key]["value"] is None for key in ("base", "now", "end") if key in leaf):
+            continue
         change = show_change(value, unit)
         if low is not None and high is not None:
             change += f" [{show_change(low, unit, False)}, {show_change(high, unit, False)}]"
         metric = column["metric"] + ("" if column["higher_is_better"] else " (lower is better)")
         levels = [show(leaf[key]["value"], unit) if key in leaf else "–" for key in ("base", "now", "end")]
-        body.append([f"{role} {name}", metric, *levels, change, str(column["n_items"])])
+        gained = show_change(leaf["gained_end"]["value"], unit) if role == "task" else "–"
+        body.append([f"{role} {name}", metric, *levels, gained, change, str(column["n_items"])])
+    start = start_of(continued)
     words = (
-        "Adapter on. Change: of a task since its own training, of a probe since the base; below zero is a loss. "
-        f"{summary['definitions']['interval']}."
+        f"Adapter on. Gained: by a task since the {start}. Change: of a task since its own training, of a probe since "
+        f"the {start}; below zero is a loss. {summary['definitions']['interval']}. {UNCHANGED_WORDS} –: there is none, "
+        "as a probe is not trained on, and nothing came after the last task; or not measured."
     )
-    head = ["", "metric", "base", "right after its training", "at the end", "change", "rows"]
+    head = ["", "metric", start, "right after its training", "at the end", "gained", "change", "rows"]
     return Grid(head, body, words)
+
+
+def start_of(continued: bool) -> str:
+    """What row 0 of a run's matrix was measured with."""
+    return "start (earlier adapter)" if continued else "base"
 
 
 def cost_grid(entry: Entry) -> Grid:
     """What the run cost, a line for each thing that was measured."""
     costs = entry["values"]["costs"]
-    shown = [(name, write, costs.get(key, {}).get("value")) for key, name, write in COSTS if key in SHOWN_COSTS]
+    shown = [
+        (CARD_NAMES.get(key, name), write, costs.get(key, {}).get("value"))
+        for key, name, write in COSTS
+        if key in SHOWN_COSTS
+    ]
     body = [[name, write(value)] for name, write, value in shown if value is not None]
     return Grid(["cost", ""], body, COST_WORDS)
 
 
-def model_index(summary: Summary, entry: Entry, recipe: Recipe | None) -> list[EvalResult]:
+def model_index(summary: Summary, entry: Entry, recipe: Recipe | None, continued: bool = False) -> list[EvalResult]:
     """Scores for the card's `model-index`, in the metrics' own units; what was not measured is left out.
 
     A column has the level with the adapter on, and a second metric: for a probe what was lost since the base, for a
-    task what was gained since it, and what was lost since the task's own training.
+    task what was gained since it, and what was lost since the task's own training. For a run that went on from an
+    earlier adapter (`continued`) that stands in the base's place, and the metrics say so.
     """
-    results, used = [], set()
+    results, used, start = [], set(), start_of(continued)
+    since = "_since_start" if continued else ""
     for role, column, leaf in _scored_columns(summary, entry):
         name, metric = column["name"], column["metric"]
         place = _dataset(name, recipe)
@@ -105,11 +131,16 @@ def model_index(summary: Summary, entry: Entry, recipe: Recipe | None) -> list[E
         values = [(metric, f"{metric}, adapter on, after the last task ({unit}{better})", leaf["end"]["value"])]
         if role == "probe":
             values.append(
-                (f"{metric}_lost", f"{metric} lost since the base ({unit}; below zero: gained)", _minus(change))
+                (
+                    f"{metric}_lost{since}",
+                    f"{metric} lost since the {start} ({unit}; below zero: gained)",
+                    _minus(change),
+                )
             )
         else:
             gained = leaf["gained_end"]["value"]
-            values.append((f"{metric}_gained", f"{metric} gained since the base ({unit}; below zero: lost)", gained))
+            words = f"{metric} gained since the {start} ({unit}; below zero: lost)"
+            values.append((f"{metric}_gained{since}", words, gained))
             words = f"{metric} lost since its own training ({unit}; below zero: gained)"
             values.append((f"{metric}_lost_since_learned", words, _minus(change)))
         results += [
@@ -184,7 +215,8 @@ def benchmark_results(summary: Summary, run: Mapping[str, Any]) -> dict[str, str
         asked = probe.get("metric") or column["metric"]
         shots = "its own number of" if probe.get("num_fewshot") is None else str(probe["num_fewshot"])
         notes = f"lm-eval task {task}, {asked}, {shots} shots; a PEFT adapter, on; scored by nlft{_version(run)}"
-        notes += "" if base is None else f"; its base alone {100 * base:.2f}"
+        alone = "with the earlier adapter that it was continued from" if run.get("start") else "its base alone"
+        notes += "" if base is None else f"; {alone} {100 * base:.2f}"
         date = str(run.get("created_at") or "")[:10] or None
         found.setdefault(f"{task}.yaml", []).append(
             EvalResultEntry(dataset, task_id, round(100 * value, 2), date=date, notes=notes)

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from nlft.config import DataConfig, Recipe
 from nlft.data.source import is_hub_id
 from nlft.document import dump
+from nlft.hub import is_hub_model
 from nlft.report.rows import Grid
 
 UNSTATED = "not stated"
 CALIBRATION = "calibration, or replay where the recipe says so"
-
-
-def is_hub_model(name: str) -> bool:
-    """Whether a base's name is a model's id on the Hub; nothing is asked of the Hub."""
-    if name.startswith("builtin:") or Path(name).expanduser().exists():
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def shown_model(name: str) -> str:
@@ -47,22 +34,49 @@ def _last_part(path: str) -> str:
 
 def shown_recipe(recipe: Recipe) -> str:
     """YAML of what a recipe sets, without `out` and without the folders of this machine's files."""
-    return dump(_without_places(recipe.model_dump(exclude_defaults=True, exclude={"out"}), ""))
+    return dump(with_places(recipe.model_dump(exclude_defaults=True, exclude={"out"}), PLACES))
 
 
-def _without_places(value: Any, key: str) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without_places(entry, name) for name, entry in value.items()}
+def shown_file(path: str) -> str:
+    """Of what is a path by its form the last part alone; a name as it is."""
+    return _last_part(path) if re.match(r"[/~\\]|[A-Za-z]:[\\/]|\.\.?[\\/]|file:", path) else path
+
+
+PLACES: Mapping[str, Callable[[str], str]] = {
+    "path": shown_data,
+    "lm_eval": shown_data,
+    "model": shown_model,
+    "adapter": shown_model,
+    **dict.fromkeys(("metric", "dataset_path", "data_files", "data_dir", "include"), shown_file),
+}
+"""How the keys of a recipe whose value may be a path are shown; of an lm-eval task written out, its own keys too.
+What stands under other keys is text, whatever it looks like: a join of `/`, a value `~`."""
+
+
+def with_places(value: Any, places: Mapping[str, Callable[[str], str]], key: str = "") -> Any:
+    """A part of a recipe in which every value under one of the keys is what its function makes of it."""
+    if isinstance(value, Mapping):  # files by split: {train: FILE, test: FILE}
+        return {name: with_places(entry, places, key if key == "data_files" else name) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_without_places(entry, key) for entry in value]
-    if isinstance(value, str) and key in PLACES:
-        return PLACES[key](value)
-    local = isinstance(value, str) and re.match(r"[/~\\]|[A-Za-z]:[\\/]|\.\.?[\\/]|file:", value)
-    return _last_part(value) if local else value
+        return [with_places(entry, places, key) for entry in value]
+    return places[key](value) if isinstance(value, str) and key in places else value
 
 
-PLACES = {"path": shown_data, "lm_eval": shown_data, "model": shown_model, "adapter": shown_model}
-"""How the keys of a recipe are shown whose value may be a path that is not absolute."""
+def portable(recipe: Recipe) -> Recipe:
+    """The recipe without what is of this machine alone: its device, its output folder, folders above a file.
+
+    A path below the current folder becomes relative to it; another absolute one is left with its last part.
+    """
+
+    def near(value: str) -> str:
+        path, here = Path(value).expanduser() if value.startswith(("/", "~")) else Path(value), Path.cwd()
+        if not path.is_absolute():
+            return value
+        return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
+
+    data = recipe.model_dump()
+    base = data.pop("base") | {"device": "auto"}
+    return Recipe.model_validate({**with_places(data, dict.fromkeys(PLACES, near)), "base": base, "out": None})
 
 
 def data_of(recipe: Recipe) -> Iterator[tuple[str, str, DataConfig]]:

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import nlft
 from nlft.config import BaseConfig
+from nlft.hub import is_hub_model
 from nlft.remote import is_adapter_id
 from nlft.report.markdown import plain_text
+
+SCORED = "Every number below was measured again after the merge, on the files of this folder."
+UNSCORED = "Nothing was scored after the merge (--no-rescore): logits alone were compared, on fixed tokens."
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def merged_card(merged: Merged, base: BaseConfig, source: str) -> str:
     from huggingface_hub import ModelCardData
 
     adapter = source if is_adapter_id(source) else None
-    on_hub = is_adapter_id(base.model)
+    on_hub = is_hub_model(base.model)
     data = ModelCardData(
         base_model=base.model if on_hub else None,
         base_model_relation="finetune" if on_hub else None,
@@ -92,8 +96,14 @@ def merged_card(merged: Merged, base: BaseConfig, source: str) -> str:
         f" {plain_text(merged.kind)} adapter{f' ({plain_text(adapter)})' if adapter else ''} merged into them by nlft"
         f" {nlft.__version__}. The base's licence holds for them too.",
         "",
-        f"Every number below was measured again after the merge, on the files of this folder. A logit differs from"
-        f" {about} by {merged.logits:.2g} at most.",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("USER/NAME")  # or the path of this folder',
+        'tokenizer = AutoTokenizer.from_pretrained("USER/NAME")',
+        "```",
+        "",
+        (SCORED if merged.scores else UNSCORED) + f" A logit differs from {about} by {merged.logits:.2g} at most.",
         *(["", merged.rounding.sentence(merged.dtype)] if merged.rounding else []),
         *(
             ["", f"The adapter was trained on a base in {merged.quantised}, so the two columns are of two models."]
@@ -101,16 +111,15 @@ def merged_card(merged: Merged, base: BaseConfig, source: str) -> str:
             else []
         ),
         "",
-        f"| column | metric | rows | {beside} | merged |",
-        "|---|---|---:|---:|---:|",
+        *([f"| column | metric | rows | {beside} | merged |", "|---|---|---:|---:|---:|"] if merged.scores else []),
         *(
             f"| {plain_text(one.column)} | {plain_text(one.metric)} | {one.n_rows} | {one.adapter:.4f} |"
             f" {one.merged:.4f} |"
             for one in merged.scores
         ),
         "",
-        "Single items are in `results/items.parquet`. The adapter is part of the weights now, so it can no"
-        " longer be switched off.",
+        *(["Single items are in `results/items.parquet`."] if merged.scores else []),
+        "The adapter is part of the weights now, so it can no longer be switched off.",
         "",
     ]
     return "\n".join(lines)

@@ -180,8 +180,13 @@ def test_interrupted_verbs_say_how_to_go_on(
     again = "Interrupted. Go on with: nlft train r.yaml train.steps=3 --method lora --out runs/small-lora"
     code, _, err = call(capsys, "train", "r.yaml", "train.steps=3")
     assert (code, err) == (130, f"{again}\n")
-    Path("runs/small-lora").mkdir(parents=True)
-    Path("runs/small-lora/config.yaml").touch()
+
+    def begin(*args: object, **options: object) -> None:
+        Path("runs/small-lora").mkdir(parents=True)
+        Path("runs/small-lora/config.yaml").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nlft.run, "run_method", begin)
     assert call(capsys, "train", "r.yaml", "train.steps=3")[::2] == (130, f"{again} --resume\n")
     code, _, err = call(capsys, "compare", "r.yaml", "--out", "c")
     assert (code, err) == (130, "Interrupted. Go on with: nlft compare r.yaml --out c\n")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import sys
 import time
 import warnings
@@ -73,8 +74,10 @@ def run_cells(wanted: Iterable[tuple[str, str, str]], keep: Path | None = None) 
         found = {(pathway, family, name): Outcome(*rest) for pathway, family, name, *rest in stored}
     wanted = list(wanted)
     found = {cell: one for cell, one in found.items() if cell in wanted}  # checks and their families may have changed
+    wanted = list(wanted)
     left = [cell for cell in wanted if cell not in found]
-    reload_elsewhere(dict.fromkeys((pathway, family) for pathway, family, name in left if name == "fresh process"))
+    if afresh := [(pathway, family) for pathway, family, name in left if name == "fresh process"]:
+        reload_elsewhere(afresh)
     start = time.perf_counter()
     for number, (pathway, family, name) in enumerate(left):
         with warnings.catch_warnings():
@@ -87,7 +90,7 @@ def run_cells(wanted: Iterable[tuple[str, str, str]], keep: Path | None = None) 
             if keep is not None:
                 rows = [[*cell, one.kind, one.sentence] for cell, one in found.items()]
                 keep.write_text(json.dumps(rows, indent=0), encoding="utf-8")
-    return found
+    return {cell: found[cell] for cell in wanted}
 
 
 def table(corner: str, columns: Iterable[str], rows: Mapping[str, Iterable[str]]) -> str:
@@ -131,10 +134,15 @@ def page(found: Outcomes) -> str:
     return "\n".join([*parts, *(["## Failures\n", "".join(failures)] if failures else [])])
 
 
+def told(one: Outcome) -> str:
+    """A sentence as the page has it, whichever tensor it names."""
+    return re.sub(r"base_model\.model\.\S+", "base_model.model.…", one.sentence)
+
+
 def refusals(found: Outcomes) -> list[str]:
     """Sentences of all refusals, pathway by pathway as on the page."""
     order = [(pathway, family, name) for pathway in PATHWAYS for name in CHECKS for family in FAMILIES]
-    return [found[cell].sentence for cell in order if cell in found and found[cell].kind == "refuse"]
+    return [told(found[cell]) for cell in order if cell in found and found[cell].kind == "refuse"]
 
 
 def summary_of(found: Outcomes, pathway: str, family: str) -> str:
@@ -148,7 +156,7 @@ def mark(one: Outcome | None, sentences: Mapping[str, str]) -> str:
     """What stands in a cell."""
     if one is None:
         return NOT_RUN
-    return {"pass": PASS, "fail": FAIL}.get(one.kind) or sentences[one.sentence]
+    return {"pass": PASS, "fail": FAIL}.get(one.kind) or sentences[told(one)]
 
 
 def escaped(text: str) -> str:

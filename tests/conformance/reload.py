@@ -7,6 +7,7 @@ of it to `found.json`.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import load_file, save_file
 
+ROOT = str(Path(__file__).parent.parent.parent)
 FOUND: dict[tuple[str, str], str] = {}
 """By pathway and family: `equal`, or what went wrong."""
 
@@ -36,7 +38,10 @@ def reload_elsewhere(pairs: Iterable[tuple[str, str]]) -> None:
                 continue
             model.save_pretrained(folder / f"{pathway}@{family}")
             save_file({"logits": logits(model)}, folder / f"{pathway}@{family}" / "expected.safetensors")
-        done = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True)
+        # Where pytest finds the package, and the child would not.
+        path = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
+        here = os.environ | {"PYTHONPATH": path}
+        done = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, env=here)
         assert done.returncode == 0, done.stderr[-2000:]
         for pair, said in json.loads((folder / "found.json").read_text(encoding="utf-8")).items():
             pathway, _, family = pair.partition("@")

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import integrations_evaluating  # noqa: F401
-import integrations_peft  # noqa: F401
+import page  # noqa: F401  # registers the checks in the page's order
 import pytest
 import torch
 from datasets import Dataset
@@ -35,7 +34,16 @@ SMALLEST = (
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.parametrize(("name", "pathway", "family", "kind"), SMALLEST)
+DEAR = ("resume", "TRL peft_config-hope")
+
+
+@pytest.mark.parametrize(
+    ("name", "pathway", "family", "kind"),
+    [
+        pytest.param(*one, marks=pytest.mark.slow if {one[0], f"{one[0]}-{one[1]}"} & set(DEAR) else ())
+        for one in SMALLEST
+    ],
+)
 def test_the_smallest(name: str, pathway: str, family: str, kind: str) -> None:
     found = outcome(name, pathway, family)
     assert found.kind == kind, found.sentence
@@ -46,9 +54,9 @@ def test_the_checks_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """What each check guards is taken away."""
     monkeypatch.setattr("nlft.pathways.refusals.check_trainable", lambda tuner: None)
     assert outcome("nothing to train", "prototype", "llama").kind == "fail"
-    monkeypatch.setattr("nlft.pathways.block.check_places", lambda model, names: None)
+    monkeypatch.setattr("nlft.pathways.block.in_place", lambda model, tensors: dict(tensors))
     assert outcome("PeftModel below", "cms", "llama").sentence.endswith("nobody refused: has no place in the model")
-    monkeypatch.setattr("nlft.pathways.block.in_float32", lambda core, x: core(x))
+    monkeypatch.setattr("nlft.pathways.precision.in_float32", lambda core, x: core(x))
     assert outcome("TRL 4-bit", "hope", "llama").kind == "fail"
 
 

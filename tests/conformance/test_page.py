@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from page import FAIL, NOT_RUN, PAGE, cells, escaped, mark, page, run_cells, summary_of
+from page import FAIL, NOT_RUN, PAGE, cells, escaped, mark, page, run_cells, summary_of, told
 from subject import CHECKS, FAMILIES, PATHWAYS, Outcome
 
-ON_EVERY_PAIR = ("identity", "learn", "frozen", "disable", "reload")
+ON_EVERY_PAIR = ("learn", "frozen", "reload")
 """Cheap checks that one trained model serves; the slow test runs the rest."""
 ON_LLAMA = ("hope", "gated_lora")
 """Pathways on which every check is run at once: one with a state, one with a gate and tasks."""
-SLOW_CHECKS = ("fresh process", "compile", "Trainer", "resume", "TRL", "TRL peft_config", "TRL 4-bit", "lm-eval")
-"""They take seconds each."""
+FAST = ("llama", "gpt2", "mixtral", "qwen3_vl")
+"""Families of four kinds: the plain one, one with biases and another map, one of experts, and one that sees."""
+TESTED_ELSEWHERE = (
+    *("fresh process", "names", "4-bit", "8-bit", "nothing to train"),
+    *("compile", "Trainer", "resume", "TRL", "TRL peft_config", "TRL 4-bit", "lm-eval"),
+)
+"""They are dear, and other fast tests have something of each."""
 
 
 def rows_of(pathway: str) -> dict[str, list[str]]:
@@ -36,22 +41,25 @@ def test_the_page_has_every_cell_and_no_failure() -> None:
 def check_again(wanted: list[tuple[str, str, str]]) -> None:
     """Runs cells and compares them with the page."""
     found = run_cells(wanted)
+    text = PAGE.read_text(encoding="utf-8")
     assert not {cell: one.sentence for cell, one in found.items() if one.kind == "fail"}
     for (pathway, family, name), one in found.items():
         said = rows_of(pathway)[name][list(FAMILIES).index(family)]
         assert said.isdigit() == (one.kind == "refuse"), (pathway, family, name)
         if one.kind == "refuse":
-            assert f"\n{said}. {escaped(one.sentence)}\n" in PAGE.read_text(encoding="utf-8")
+            assert f"\n{said}. {escaped(told(one))}\n" in text
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=() if family in FAST else pytest.mark.slow) for family in FAMILIES]
+)
 def test_every_pathway_on(family: str) -> None:
     check_again([(pathway, family, name) for pathway in PATHWAYS for name in ON_EVERY_PAIR])
 
 
-@pytest.mark.parametrize("pathway", ON_LLAMA)
+@pytest.mark.parametrize("pathway", [ON_LLAMA[0], pytest.param(ON_LLAMA[1], marks=pytest.mark.slow)])
 def test_every_check_on_llama(pathway: str) -> None:
-    left = [name for name in CHECKS if name not in (*SLOW_CHECKS, *ON_EVERY_PAIR)]
+    left = [name for name in CHECKS if name not in (*TESTED_ELSEWHERE, *ON_EVERY_PAIR)]
     check_again([(pathway, "llama", name) for name in left])
 
 

@@ -233,7 +233,7 @@ def test_what_cannot_be_scored_is_said_before_training(
 
 def test_without_lm_eval(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "find_spec", lambda _: None)
-    with pytest.raises(NlftError, match="pip install nlft"):
+    with pytest.raises(NlftError, match=r"pip install -e \.\[lm-eval\]"):
         load_domains(recipe(probes=[{"name": "probe", "lm_eval": "hellaswag"}]))
 
 

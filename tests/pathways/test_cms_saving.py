@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,7 +137,7 @@ def test_a_damaged_folder_is_refused_before_it_is_scored(tmp_path):
     path = tmp_path / "adapter_config.json"
     path.write_text(path.read_text().replace('"r": 3', '"r": 300000'))
     with pytest.raises(CheckpointError, match="is damaged"):
-        load_weights(tmp_path, None)  # pyright: ignore
+        load_weights(tmp_path, SimpleNamespace(model=build("llama"), name="llama"))  # pyright: ignore
 
 
 def test_configs_survive_the_disk(tmp_path):

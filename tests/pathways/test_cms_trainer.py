@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cms_models import cms, every_kind
+from cms_models import FIELDS, cms
 from pathway_models import build
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -64,7 +64,9 @@ def trainer(kind: str, folder: Path, checkpointing: bool = False) -> tuple[Train
     return made, watch
 
 
-@every_kind
+@pytest.mark.parametrize(
+    "kind", [pytest.param(one, marks=pytest.mark.slow if one != "nested" else ()) for one in FIELDS]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_trainer_keeps_the_clocks_and_resumes_bit_equal(kind: str, tmp_path: Path) -> None:
     straight, watch = trainer(kind, tmp_path)

@@ -285,6 +285,8 @@ def test_padding_in_every_form_of_a_mask():
     expected = torch.tensor([[True, True, True], [False, True, True]])
     flat = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]])
     assert torch.equal(attended(flat), expected)
+    assert torch.equal(attended(torch.nn.functional.pad(flat, (0, 4))), expected)  # of a static cache
+    assert torch.equal(attended(flat[:, 2:]), expected)  # of these tokens alone
     causal = torch.ones(5, 5).tril().bool() & (flat != 0)[:, None, None, :]
     assert torch.equal(attended(causal[:, :, 2:]), expected)
     added = torch.where(causal, 0.0, torch.finfo(torch.float32).min)

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 
 from nlft.errors import NlftError
 from nlft.pathways.block import PathwayLayer
-from nlft.pathways.precision import in_float32
+from nlft.pathways.precision import Float32Memories, in_float32
 from nlft.pathways.refusals import Configs
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 
@@ -45,7 +45,11 @@ EVERY: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("kind", EVERY)
+FAST = ("prototype", "gated_lora", "cms headwise", "hope dot")
+BY_KIND = [pytest.param(kind, marks=[] if kind in FAST else pytest.mark.slow) for kind in EVERY]
+
+
+@pytest.mark.parametrize("kind", BY_KIND)
 def test_values_in_half_precision_compute_in_float32(kind, tmp_path):
     adapted = EVERY[kind]()
     kept = {name: t.clone() for name, t in adapted.state_dict().items() if ".nlft_" in name}
@@ -65,14 +69,31 @@ def test_values_in_half_precision_compute_in_float32(kind, tmp_path):
         assert torch.equal(logits(again), found)
 
 
-def test_float32_runs_as_it_is():
-    core = torch.nn.Linear(3, 3)
-    calls = []
-    core.register_forward_hook(lambda *_: calls.append(1))
+@torch.no_grad()
+def test_float32_is_asked_for_once_and_half_precision_never_missed(monkeypatch):
+    layer, core, asked = Float32Memories(), torch.nn.Linear(3, 3), []
+    layer.core = core
+    monkeypatch.setattr("nlft.pathways.precision.is_half", lambda t: asked.append(t) or t.dtype.itemsize < 4)
     x = torch.ones(2, 3)
-    assert in_float32(core, x).dtype == torch.float32 and calls == [1]
-    halved = in_float32(core.to(torch.bfloat16), x)
-    assert halved.dtype == torch.float32 and core.weight.dtype == torch.bfloat16
+    whole = core(x)
+    assert torch.equal(layer.compute("a", core, x), whole) and len(asked) == 2
+    assert torch.equal(layer.compute("a", core, x), whole) and len(asked) == 2
+    small = {name: tensor.bfloat16() for name, tensor in layer.state_dict().items()}
+    changes = {
+        "moved": lambda: layer.bfloat16(),
+        "loaded": lambda: layer.load_state_dict(small, assign=True),
+        "cast": lambda: setattr(core.weight, "data", core.weight.data.bfloat16()) or layer.train(),
+    }
+    for name, change in changes.items():
+        layer.float()
+        layer.compute("a", core, x)
+        assert layer.whole == {"a"}, name
+        change()
+        assert layer.compute("a", core, x).dtype == torch.float32 and core.weight.dtype == torch.bfloat16, name
+    with torch.enable_grad():  # TRL casts what is trained tensor by tensor
+        layer.float().compute("a", core, x)
+        core.weight.data = core.weight.data.bfloat16()
+        assert layer.compute("a", core, x).dtype == torch.float32
 
 
 def test_nothing_is_trained_in_silence(tmp_path):

@@ -4,67 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import nlft
-from nlft import verification
 from nlft.base import load_base
 from nlft.cli import main
-from nlft.config import BaseConfig
+from nlft.config import BaseConfig, Recipe
 from nlft.errors import NlftError
 from nlft.export import Exported, export
-from nlft.manifest import describe_files, read_manifest, write_manifest
-from nlft.measure.items import read_items, write_items
-from nlft.recipes import load_recipe
-from nlft.run import run_method
-from nlft.verification import examine, verify
+from nlft.manifest import describe_files, read_manifest, sha256_of, write_manifest
+from nlft.measure.items import read_items, read_runs, write_runs
+from nlft.recipes import dump_recipe, load_recipe
+from nlft.report.card_sources import portable, shown_recipe
+from nlft.verification import examine
 
 WEIGHTS = "adapter_model.safetensors"
-SLOTS = {"kind": "sparse_memory", "lr": 0.3, "slots": 40, "kmeans_steps": 1, "layers": [2]}
-MADE: dict[str, Any] = {}
-
-
-@pytest.fixture
-def made(recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
-    """A run of two short tasks and its export, verified in a process of its own; made once for all tests."""
-    if not MADE:
-        root = tmp_path_factory.mktemp("export")
-        run = run_method(recipe(methods={"slots": SLOTS}), None, root / "run", report=False)
-        MADE.update(run=run, exported=export(run, root / "out"))
-    return MADE["run"], MADE["exported"]
-
-
-@pytest.fixture
-def run(made: tuple[Path, Exported], tmp_path: Path) -> Path:
-    """A copy of the run."""
-    return Path(shutil.copytree(made[0], tmp_path / "run"))
-
-
-@pytest.fixture
-def folder(made: tuple[Path, Exported], tmp_path: Path) -> Path:
-    """A copy of the export."""
-    return Path(shutil.copytree(made[1].folder, tmp_path / "exported"))
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a fresh process would do is done here, since its start costs ten seconds."""
-
-    def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        assert words[1:3] == ["-m", "nlft.verification"]
-        verification.main(*words[3:])
-        return subprocess.CompletedProcess(words, 0, "", "")
-
-    monkeypatch.setattr(verification.subprocess, "run", run)
 
 
 def rehashed(folder: Path) -> Path:
@@ -118,17 +78,48 @@ def test_an_export_holds_what_was_measured(made: tuple[Path, Exported]) -> None:
     assert manifest.lora is not None
     assert (manifest.lora.computed, manifest.lora.rank) == (True, 8)
     assert read_items(done.folder / "results" / "items.parquet") == read_items(run / "items.parquet")
+    assert read_runs(run / "runs.parquet")[0]["adapter_sha256"] == sha256_of(run / "adapter" / WEIGHTS)
 
 
 def test_no_machine_shows_through(made: tuple[Path, Exported]) -> None:
     run, done = made
     config = json.loads((done.folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "builtin:tiny"
-    for path in done.folder.rglob("*"):
-        if path.suffix in (".json", ".yaml", ".md"):
-            for place in (str(run.parent), str(Path(nlft.__file__).parent)):
-                assert place not in path.read_text(encoding="utf-8"), path
+    assert leaks(done.folder, str(run.parent), str(Path(nlft.__file__).parent)) == []
     assert load_recipe(str(done.folder / "recipe.yaml")) == load_recipe(str(run))
+
+
+def leaks(folder: Path, *places: str) -> list[str]:
+    """Files that name one of some places, in text or in a table."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.suffix in (".json", ".yaml", ".md", ".parquet"):
+            table = path.suffix == ".parquet"
+            text = str(pq.read_table(path).to_pylist()) if table else path.read_text(encoding="utf-8")
+            found += [path.name for place in places if place in text]
+    return found
+
+
+@pytest.mark.usefixtures("in_process")
+def test_nor_does_the_folder_that_a_run_went_on_from(run: Path, tmp_path: Path) -> None:
+    """Of a run that went on from an adapter in a folder, with a file of its own and text that looks like a path."""
+    [row] = read_runs(run / "runs.parquet")
+    start = {"name": str(tmp_path / "first"), "revision": None, "sha256": "0" * 64, "tasks": ["x"], "number": 1}
+    write_runs(run / "runs.parquet", [row | {"start": json.dumps({**start, "digest": "1" * 64})}])
+    recipe = load_recipe(str(run))
+    data = {"path": str(tmp_path / "mine.jsonl"), "join": "/", "only": {"kind": ["~", "/a/b"]}}
+    probes = [{"name": "mine", "data": data, "metric": "nll"}]
+    (run / "config.yaml").write_text(dump_recipe(recipe.model_copy(update={"adapter": str(tmp_path / "first")})))
+    done = export(run, tmp_path / "out", rescore=False)
+    assert leaks(done.folder, str(tmp_path)) == []
+    assert done.manifest.continued_from is not None and done.manifest.continued_from.name == "first"
+    [row] = read_runs(done.folder / "results" / "runs.parquet")
+    assert json.loads(row["start"])["name"] == "first"
+    written = portable(Recipe.model_validate(recipe.model_dump() | {"probes": probes})).probes[0].data
+    assert written is not None
+    assert (written.path, written.join, written.only) == ("mine.jsonl", "/", {"kind": ["~", "/a/b"]})
+    shown = shown_recipe(Recipe.model_validate(recipe.model_dump() | {"probes": probes}))
+    assert "path: mine.jsonl" in shown and "join: /" in shown and "/a/b" in shown
 
 
 def test_it_loads_as_peft_does_and_by_one_call(made: tuple[Path, Exported]) -> None:
@@ -140,75 +131,13 @@ def test_it_loads_as_peft_does_and_by_one_call(made: tuple[Path, Exported]) -> N
     assert nlft.load(made[1].folder, base="builtin:tiny", is_trainable=True).active_adapters == ["default"]
 
 
-@pytest.mark.usefixtures("in_process")
-def test_verify_in_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("verify", str(folder)) == 0
-    out = capsys.readouterr().out
-    assert "is what was measured" in out
-    assert "0 of 24 answers changed" in out
-    config = folder / "adapter_config.json"
-    config.write_text(config.read_text().replace('"slots": 40', '"slots": 41'))
-    assert call("verify", str(folder)) == 2
-    assert "adapter_config.json is not the file that was exported" in capsys.readouterr().err
-    weights = folder / WEIGHTS
-    weights.write_bytes(weights.read_bytes()[:500])
-    rehashed(folder)
-    assert call("verify", str(folder)) == 2  # the other process says it
-    assert WEIGHTS in capsys.readouterr().err
-
-
-def test_a_flipped_bit_is_found(folder: Path) -> None:
-    weights = bytearray((folder / WEIGHTS).read_bytes())
-    weights[-1] ^= 1
-    (folder / WEIGHTS).write_bytes(weights)
-    with pytest.raises(NlftError, match=f"{WEIGHTS} is not the file that was exported"):
-        verify(folder)
-
-
-def test_another_value_of_a_learned_row_is_found(folder: Path) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    name = next(name for name in tensors if name.endswith("tasks.0.values"))
-    tensors[name] = tensors[name] * 1.5
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    assert failed(rehashed(folder)) == ["logits, on"]
-
-
-def test_another_threshold_is_found(folder: Path) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    name = next(name for name in tensors if name.endswith("tasks.0.thresholds"))
-    tensors[name] = tensors[name] + 1e-6
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    assert "calibration" in failed(rehashed(folder))
-
-
-def test_another_base_is_refused(folder: Path, tmp_path: Path) -> None:
-    base = load_base(BaseConfig())
-    next(base.model.parameters()).data.mul_(1.01)
-    base.model.save_pretrained(tmp_path / "other")
-    base.tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(NlftError, match="other weights"):
-        nlft.load(folder, base=str(tmp_path / "other"))
-    assert nlft.load(folder, base=str(tmp_path / "other"), any_base=True).peft_config
-
-
-def test_scores_that_were_not_measured_are_found(folder: Path) -> None:
-    path = folder / "results" / "items.parquet"
-    items = read_items(path)
-    edited = [
-        replace(item, value=1.0) if (item.column, item.metric) == ("people", "exact_match") else item for item in items
-    ]
-    assert edited != items
-    write_items(path, "run", edited)
-    assert failed(rehashed(folder), rescore=True) == ["score people (exact_match)"]
-
-
 def test_an_adapter_that_does_nothing_is_not_exported(run: Path, tmp_path: Path) -> None:
     path = run / "adapter" / WEIGHTS
     tensors = load_file(path)
     silent = {name: torch.zeros_like(one) if name.endswith(".values") else one for name, one in tensors.items()}
     save_file(silent, path, metadata={"format": "pt"})
     with pytest.raises(NlftError, match="computes what its base does on 8 rows"):
-        export(run, tmp_path / "out")
+        export(run / "adapter", tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
 
 
@@ -220,7 +149,7 @@ def test_an_adapter_that_was_changed_after_its_run_is_not_exported(
     tensors = load_file(path)
     other = {name: one * 3 if name.endswith(".values") else one for name, one in tensors.items()}
     save_file(other, path, metadata={"format": "pt"})
-    assert call("export", str(run), str(tmp_path / "out")) == 2
+    assert call("export", str(run), str(tmp_path / "out"), "--no-rescore") == 2
     assert "not what was measured" in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
 
@@ -238,7 +167,7 @@ def test_a_shorter_dtype_is_for_learned_rows_alone(made: tuple[Path, Exported], 
             assert torch.equal(after[name], tensor), name
     assert done.manifest.learned_bytes * 2 == whole.manifest.learned_bytes
     assert done.manifest.calibration_sha256 == whole.manifest.calibration_sha256
-    assert done.manifest.rescored == "Not scored again: nobody asked for it."
+    assert done.manifest.rescored == "Not scored again: skipped (--no-rescore)."
 
 
 @pytest.mark.usefixtures("in_process")
@@ -247,7 +176,7 @@ def test_a_number_that_a_dtype_cannot_hold(run: Path, tmp_path: Path) -> None:
     tensors = {name: one * 1e6 if name.endswith(".values") else one for name, one in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(NlftError, match="that float16 cannot hold"):
-        export(run, tmp_path / "out", dtype="float16")
+        export(run / "adapter", tmp_path / "out", dtype="float16")
     with pytest.raises(NlftError, match="'int64' is none of"):
         export(run, tmp_path / "out", dtype="int64")
 
@@ -280,12 +209,3 @@ def test_rows_that_are_gone_are_said_to_be_gone(run: Path, tmp_path: Path) -> No
     assert "/nowhere" not in (done.folder / "recipe.yaml").read_text()
     assert "path: mine.jsonl" in (done.folder / "recipe.yaml").read_text()
     assert load_recipe(str(done.folder / "recipe.yaml")).probes[0].data is not None
-
-
-def test_a_process_that_dies_is_a_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    interpreter = tmp_path / "python"
-    interpreter.write_text("#!/bin/sh\necho 'Killed by the kernel' >&2\nexit 137\n")
-    interpreter.chmod(0o755)
-    monkeypatch.setattr("sys.executable", str(interpreter))
-    with pytest.raises(NlftError, match="ended with code 137: Killed by the kernel"):
-        verify(folder)
