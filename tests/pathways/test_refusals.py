@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 
 from nlft.errors import NlftError
 from nlft.pathways.block import PathwayLayer
-from nlft.pathways.precision import Float32Memories, in_float32
+from nlft.pathways.precision import Float32Memories
 from nlft.pathways.refusals import Configs
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 
