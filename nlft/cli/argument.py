@@ -20,6 +20,12 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Other values for the recipe, such as train.steps=50."),
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Output folder.")]
+ScoredBy = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="RECIPE", help="Base, tasks and probes; runs and exports bring their own."),
+]
+AnyBase = Annotated[bool, typer.Option("--any-base", help="Take another base than the adapter was made for.")]
+NoRescore = Annotated[bool, typer.Option("--no-rescore", help="Do not score tasks and probes again.")]
 
 WIDTH = 140
 """Columns of a table that goes to a file or a pipe."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nlft.cli.argument import going_on, open_console
+from nlft.cli.argument import AnyBase, ScoredBy, going_on, open_console
 
 
 def evaluate(
@@ -16,12 +16,8 @@ def evaluate(
             metavar="RUN|ADAPTER", help="A result folder, an adapter's folder, or USER/NAME[@REVISION] on the Hub."
         ),
     ],
-    recipe: Annotated[
-        str | None, typer.Option(metavar="RECIPE", help="Base, tasks and probes; runs and exports bring their own.")
-    ] = None,
-    any_base: Annotated[
-        bool, typer.Option("--any-base", help="Take another base than the adapter was made for.")
-    ] = False,
+    recipe: ScoredBy = None,
+    any_base: AnyBase = False,
 ) -> None:
     """Score a run or an adapter again, beside its base."""
     from rich.table import Table

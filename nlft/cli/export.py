@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from nlft.cli.argument import going_on, open_console, say
+from nlft.cli.argument import NoRescore, going_on, open_console, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ def export(
         Literal["float32", "bfloat16", "float16"],
         typer.Option(help="Of what was learned; keys and thresholds stay as they are."),
     ] = "float32",
-    no_rescore: Annotated[bool, typer.Option("--no-rescore", help="Do not score tasks and probes again.")] = False,
+    no_rescore: NoRescore = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an older export in DIR.")] = False,
     license: Annotated[
         str | None, typer.Option(metavar="ID", help="Of the adapter, for its card, as apache-2.0 or words.")

@@ -7,25 +7,21 @@ from typing import Annotated
 
 import typer
 
-from nlft.cli.argument import going_on, open_console, say
+from nlft.cli.argument import AnyBase, NoRescore, ScoredBy, going_on, open_console, say
 
 
 def merge(
     source: Annotated[str, typer.Argument(metavar="RUN|DIR|USER/NAME", help="A run, an adapter, or one on the Hub.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the merged model.")],
-    recipe: Annotated[
-        str | None, typer.Option(metavar="RECIPE", help="Base and columns; a run and an export bring their own.")
-    ] = None,
+    recipe: ScoredBy = None,
     onto_full_precision: Annotated[
         bool, typer.Option("--onto-full-precision", help="Of a quantised recipe: merge into the unquantised base.")
     ] = False,
     gguf: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Convert it too, by llama.cpp's converter if that is here.")
     ] = None,
-    no_rescore: Annotated[bool, typer.Option("--no-rescore", help="Do not score tasks and probes.")] = False,
-    any_base: Annotated[
-        bool, typer.Option("--any-base", help="Take another base than the adapter was made for.")
-    ] = False,
+    no_rescore: NoRescore = False,
+    any_base: AnyBase = False,
 ) -> None:
     """Merge a linear adapter (LoRA, changes of pretrained maps) into its base, and score it again."""
     from rich.markup import escape

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from nlft.cli.argument import going_on, open_console, say
+from nlft.cli.argument import AnyBase, NoRescore, going_on, open_console, say
 
 
 def verify(
     adapter: Annotated[str, typer.Argument(metavar="DIR|USER/NAME[@REV]", help="What `nlft export` wrote.")],
-    no_rescore: Annotated[bool, typer.Option("--no-rescore", help="Do not score tasks and probes again.")] = False,
-    any_base: Annotated[bool, typer.Option("--any-base", help="Take the base as it is, whatever its weights.")] = False,
+    no_rescore: NoRescore = False,
+    any_base: AnyBase = False,
 ) -> None:
     """Load an exported adapter in a fresh process and compare it with what was measured.
 

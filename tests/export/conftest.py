@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from nlft import verification
 from nlft.continuing import working_in
 from nlft.export import Exported, export
 from nlft.run import run_method
+
+sys.path.append(str(Path(__file__).parent))  # for `exported_run`
 
 SLOTS = {"kind": "sparse_memory", "lr": 0.3, "slots": 40, "kmeans_steps": 1, "layers": [2]}
 MADE: dict[str, Any] = {}

@@ -11,40 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from exported_run import WEIGHTS, call, failed, rehashed
 from safetensors.torch import load_file, save_file
 
 import nlft
 from nlft import verification
 from nlft.base import load_base
-from nlft.cli import main
 from nlft.config import BaseConfig
 from nlft.errors import NlftError
 from nlft.export import export
-from nlft.manifest import describe_files, read_manifest, write_manifest
+from nlft.manifest import read_manifest, write_manifest
 from nlft.measure.items import read_items, write_items
 from nlft.verification import examine, verify
-
-WEIGHTS = "adapter_model.safetensors"
-
-
-def rehashed(folder: Path) -> Path:
-    """As somebody would leave it who changes a file and the manifest with it."""
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    write_manifest(folder, manifest.model_copy(update={"files": describe_files(folder)}))
-    return folder
-
-
-def call(*words: str) -> int:
-    try:
-        main(list(words))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def failed(folder: Path, rescore: bool = False) -> list[str]:
-    return [check.name for check in examine(folder, rescore, False, None, False) if check.ok is False]
 
 
 @pytest.mark.usefixtures("in_process")

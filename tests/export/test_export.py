@@ -9,42 +9,19 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from exported_run import WEIGHTS, call, failed
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import nlft
 from nlft.base import load_base
-from nlft.cli import main
 from nlft.config import BaseConfig, Recipe
 from nlft.errors import NlftError
 from nlft.export import Exported, export
-from nlft.manifest import describe_files, read_manifest, sha256_of, write_manifest
+from nlft.manifest import read_manifest, sha256_of
 from nlft.measure.items import read_items, read_runs, write_runs
 from nlft.recipes import dump_recipe, load_recipe
 from nlft.report.card_sources import portable, shown_recipe
-from nlft.verification import examine
-
-WEIGHTS = "adapter_model.safetensors"
-
-
-def rehashed(folder: Path) -> Path:
-    """As somebody would leave it who changes a file and the manifest with it."""
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    write_manifest(folder, manifest.model_copy(update={"files": describe_files(folder)}))
-    return folder
-
-
-def call(*words: str) -> int:
-    try:
-        main(list(words))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def failed(folder: Path, rescore: bool = False) -> list[str]:
-    return [check.name for check in examine(folder, rescore, False, None, False) if check.ok is False]
 
 
 def test_an_export_holds_what_was_measured(made: tuple[Path, Exported]) -> None:
