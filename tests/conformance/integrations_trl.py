@@ -23,6 +23,19 @@ WITHOUT_TASKS = ("cms", "cms_pretrained", "hope")
 def sft(model: Any, folder: str, lr: float, config: Any = None, checkpointing: bool = False) -> SFTTrainer:
     """TRL's loop on prompt and completion rows of the task."""
     rows = [{"prompt": text_of(ids[:4]).strip(), "completion": text_of(ids[4:])} for ids in ROWS.input_ids]
+    return sft_on(rows, tokenizer_of_words(), model, folder, lr, config, checkpointing)
+
+
+def sft_on(
+    rows: list[dict[str, str]],
+    tokenizer: Any,
+    model: Any,
+    folder: str,
+    lr: float,
+    config: Any = None,
+    checkpointing: bool = False,
+) -> SFTTrainer:
+    """TRL's loop on rows of one's own."""
     arguments = SFTConfig(
         folder,
         max_steps=2,
@@ -43,7 +56,7 @@ def sft(model: Any, folder: str, lr: float, config: Any = None, checkpointing: b
         model,
         arguments,
         train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer_of_words(),
+        processing_class=tokenizer,
         peft_config=config,
     )
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import datasets
 import page  # noqa: F401  # registers the checks in the page's order
 import pytest
 import torch
-from datasets import Dataset
 from integrations_training import trainer
-from integrations_trl import state_of
+from integrations_trl import sft_on, state_of
 from pathway_models import begin
 from subject import outcome, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from nlft.errors import NlftError
 from nlft.hub import model_location
@@ -76,28 +72,9 @@ def test_supervised_finetuning_of_the_tiny_base(tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(location)
     frozen = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     rows = [{"prompt": f"What is {n}? ", "completion": f"It is {n + 1}."} for n in range(6)]
-    arguments = SFTConfig(
-        str(tmp_path),
-        max_steps=2,
-        per_device_train_batch_size=3,
-        learning_rate=5e-2,
-        gradient_checkpointing=True,
-        save_strategy="no",
-        logging_strategy="no",
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        disable_tqdm=True,
-        seed=0,
-    )
-    datasets.disable_progress_bars()
-    run = SFTTrainer(
-        base,
-        arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(location),
-        peft_config=CmsPeftConfig(task_type="CAUSAL_LM", periods=[1, 2], r=3),
-    )
+    config = CmsPeftConfig(task_type="CAUSAL_LM", periods=[1, 2], r=3)
+    tokenizer = AutoTokenizer.from_pretrained(location)
+    run = sft_on(rows, tokenizer, base, str(tmp_path), 5e-2, config, checkpointing=True)
     before = state_of(run.model)
     run.train()
     model: Any = run.model
