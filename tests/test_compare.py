@@ -84,6 +84,7 @@ def test_an_edited_recipe_uses_again_what_is_finished(recipe: Callable[..., Any]
     assert summary["bounds"]["multitask"]["lora"]["people"]["n"] == 1
 
 
+@pytest.mark.slow
 def test_the_cells_of_a_killed_process_run_again(recipe: Callable[..., Any], tmp_path: Path) -> None:
     killed = []
 
@@ -105,6 +106,7 @@ def test_the_cells_of_a_killed_process_run_again(recipe: Callable[..., Any], tmp
     assert sorted((end.cell.name, end.problem) for end in ended) == sorted((cell.name, "") for cell in cells)
 
 
+@pytest.mark.slow
 def test_workers_warn_of_what_their_parent_warns_of() -> None:
     filters = [("error", re.compile("x"), FutureWarning, None, 0)]
     context = multiprocessing.get_context("spawn")
@@ -119,6 +121,7 @@ def begin_cells(recipe: Any, out: Path) -> None:
     list(run_cells(plan_cells(recipe)[:1], Work(out, load_domains(recipe), None), 2, Console(quiet=True)))
 
 
+@pytest.mark.slow
 def test_cells_end_with_the_process_that_began_them(recipe: Callable[..., Any], tmp_path: Path) -> None:
     chosen = recipe(methods=SMALL, train={"steps": 5000, "batch_size": 8})
     with warnings.catch_warnings():

@@ -74,6 +74,7 @@ class Deadly:
         return os._exit, (1,)
 
 
+@pytest.mark.slow
 def test_processes_that_die_before_a_cell_began_do_not_go_on_forever(
     recipe: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -260,6 +260,7 @@ def test_a_recipe_asks_for_it_and_the_summary_has_it(tmp_path: Path) -> None:
     assert matrix == summarise(tmp_path / "plain")["runs"][0]["matrix"]
 
 
+@pytest.mark.slow
 def test_the_verb_adds_it_to_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from nlft.cli import main
 

@@ -65,11 +65,13 @@ def test_hf_trainer(example: Example) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.slow
 def test_trl_sft(example: Example) -> None:
     *_, stories, questions = example("trl_sft.py")
     assert stories.endswith(": 40 of 40") and questions.endswith(": 0 of 40")
 
 
+@pytest.mark.slow
 def test_session_memory(example: Example) -> None:
     line = example("session_memory.py", "40")[-1]
     before, after = (int(word) for word in line.replace(",", "").split() if word.isdecimal() and word != "20")

@@ -83,7 +83,7 @@ def test_firing_counts_tokens_rows_and_prompts():
     assert own.ever.nonzero().squeeze(1).tolist() == sorted(ever)
 
 
-@pytest.mark.parametrize("method", ["prototype", "product_key"])
+@pytest.mark.parametrize("method", ["prototype", pytest.param("product_key", marks=pytest.mark.slow)])
 def test_a_recipe_is_inspected_without_training(recipe: Callable[..., Any], method: str, tmp_path: Path) -> None:
     from nlft.recipes import dump_recipe
 

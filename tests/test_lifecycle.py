@@ -124,7 +124,7 @@ def test_removal_and_joining_on_disk(adapter: Path, tmp_path: Path) -> None:
     PeftModel.from_pretrained(base.model, str(halves[0]))  # PEFT takes it as any other
 
 
-@pytest.mark.parametrize("method", ["prototype", "product_key"])
+@pytest.mark.parametrize("method", ["prototype", pytest.param("product_key", marks=pytest.mark.slow)])
 def test_overlaps(made: Callable[[str], Path], recipe: Callable[..., Any], method: str) -> None:
     """Prototypes of earlier tasks are silent on the background, not on later tasks; product keys are always read."""
     folder = adapter_folder(made(method))

@@ -17,7 +17,12 @@ from nlft.measure.items import read_items, read_runs
 from nlft.rescore import evaluate_run
 from nlft.run import run_method
 
-METHODS = ("full", "lora", "prototype", "product_key", "lora_replay")
+METHODS = (
+    "full",
+    "lora",
+    "prototype",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("product_key", "lora_replay")),
+)
 
 
 def lora_with(**peft: Any) -> dict[str, Any]:

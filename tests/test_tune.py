@@ -191,6 +191,7 @@ def test_an_unfinished_run_is_not_changed(run_folder: Path) -> None:
     assert digests(run_folder) == before and shifts(load_weights(Path("new"), load_base(BaseConfig())))
 
 
+@pytest.mark.slow
 def test_the_background_must_be_the_one_that_calibrated(
     run_folder: Path, capsys: pytest.CaptureFixture[str], recipe: Callable[..., Any]
 ) -> None:

@@ -49,7 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ia3": {"kind": "lora", "lr": 1e-1, "peft_type": "IA3", "peft": {}},
     "few_shot": {"kind": "few_shot", "shots": 2},
 }
-RARE = ("cms_l2sp", "slots_l2sp", "osf_merged", "pissa", "ia3", "lora_ewc", "osf")
+RARE = ("cms_l2sp", "slots_l2sp", "osf_merged", "pissa", "ia3", "lora_ewc", "osf", "merged", "corda")
 """Near relations of other kinds, run with the slow tests."""
 CHANGING = ("full_l2sp_ewc", "merged", "osf_merged", "corda", "pissa")
 

@@ -48,7 +48,9 @@ def test_steps_choose_rows_and_keep_their_union(recipe: Callable[..., Any], tmp_
         torch.testing.assert_close(tensor, split["tensors"][key], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("choice", ["kl", "tf", "random", "all"])
+@pytest.mark.parametrize(
+    "choice", ["kl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tf", "random", "all"))]
+)
 def test_every_choice_trains(recipe: Callable[..., Any], choice: str, tmp_path: Path) -> None:
     changed = recipe(methods={"x": {**KEYS, "lr": 0.3, "slots": 40, "choice": choice, "layers": [2, 3]}})
     found = learned(run_method(changed, None, tmp_path / "run", report=False))
@@ -58,6 +60,7 @@ def test_every_choice_trains(recipe: Callable[..., Any], choice: str, tmp_path: 
     assert len(values) == 4 and all(float(one.abs().max()) > 0 for one in values)
 
 
+@pytest.mark.slow
 def test_hopeless_keys_are_refused_before_training(recipe: Callable[..., Any], tmp_path: Path) -> None:
     # 64 of 256 slots a token: every document reads nearly all.
     saturated = {**KEYS, "lr": 0.3, "slots": 40, "half_keys": 16, "topk": 16, "layers": [2]}
