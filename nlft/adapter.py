@@ -18,12 +18,13 @@ from nlft.checkpoint import PARTIAL, disk_error, holds_nothing, write_folder
 from nlft.config import Recipe
 from nlft.errors import CheckpointError, NlftError, reason
 from nlft.found_recipe import EXPORTED, own_recipe, recipe_file
-from nlft.pathways.header import CONFIG, WEIGHTS, WHOLE, check_config_file, read_header
+from nlft.pathways.header import WHOLE, check_config_file, read_header
 from nlft.pathways.layout import check_layout
 from nlft.pathways.lifecycle import Adapter, kind_of
 from nlft.pathways.stranger import check_listed
 from nlft.pathways.task import TaskPeftConfig, local_weights
 from nlft.recipes import load_recipe
+from nlft.remote import CONFIG, WEIGHTS
 
 
 def adapter_folder(path: str | Path) -> Path:

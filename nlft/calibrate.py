@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from nlft.base import block_input
+from nlft.anatomy import block_input
 from nlft.errors import NlftError
 
 if TYPE_CHECKING:

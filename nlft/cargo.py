@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nlft.adapter import CONFIG, WEIGHTS, adapter_folder, read_config
+from nlft.adapter import adapter_folder, read_config
 from nlft.checkpoint import finished_stages
 from nlft.config import Recipe
 from nlft.errors import NlftError
@@ -23,6 +23,7 @@ from nlft.pathways.hope.config import HopePeftConfig
 from nlft.pathways.lifecycle import kind_of
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.task import TaskPeftConfig
+from nlft.remote import CONFIG, WEIGHTS
 from nlft.rescore import weights_of
 
 INSTEAD = (

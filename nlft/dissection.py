@@ -8,13 +8,13 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from nlft.adapter import own_recipe
 from nlft.base import load_base
 from nlft.config.measure import Analysis
 from nlft.data.domain import load_domains
 from nlft.dissect.findings import dissect, facts_of
 from nlft.dissect.study import Study
 from nlft.errors import NlftError
+from nlft.found_recipe import own_recipe
 from nlft.measure.items import read_items, read_runs, write_items, write_runs
 from nlft.measure.matrix import columns_of
 from nlft.measure.where import OWN, where_of

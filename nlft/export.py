@@ -16,8 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import nlft
-from nlft.adapter import WEIGHTS
-from nlft.base import FrozenBase, load_base
+from nlft.base import FrozenBase, load_base, name_of
 from nlft.cargo import Cargo, find_cargo
 from nlft.checkpoint import write_folder
 from nlft.config import BaseConfig, Recipe
@@ -25,7 +24,7 @@ from nlft.continuing import continued_from
 from nlft.counterpart import counterpart_of
 from nlft.data.domain import load_domains
 from nlft.errors import NlftError
-from nlft.loading import base_note, free_memory, put_on
+from nlft.loading import DTYPES, base_note, free_memory, put_on
 from nlft.manifest import BaseNote, Manifest, Origin, TokenizerNote, describe_files, write_manifest
 from nlft.measure.items import read_run_items, write_items, write_runs
 from nlft.measure.summary import summary_of
@@ -35,13 +34,13 @@ from nlft.pathways.task import TaskPeftConfig
 from nlft.premises import check_place
 from nlft.prepare import Prepared, prepare
 from nlft.recipes import dump_recipe
+from nlft.remote import WEIGHTS
 from nlft.report.card import benchmark_results, card_text, draw_matrix
 from nlft.report.card_sources import portable
 from nlft.rescoring import Check
 from nlft.testimony import hear, witness_rows, write_testimony
-from nlft.verification import Verified, digest_tensors, stored_tensors, tokenizer_digest, verify
+from nlft.verification import Verified, calibration_digest, stored_tensors, tokenizer_digest, verify
 
-DTYPES = ("float32", "bfloat16", "float16")
 SILENT = (
     "The adapter computes what its base does on {n} rows, so there is nothing to export. Train it longer or with a"
     " larger learning rate."
@@ -187,7 +186,7 @@ def write_adapter(
             model=base.name,
             revision=base.revision,
             sha256=base.fingerprint,
-            dtype=str(base.model.dtype).removeprefix("torch."),
+            dtype=name_of(base.model.dtype),
             quantization=settings.quantization,
         ),
         tokenizer=TokenizerNote(model=base.name, revision=base.revision, sha256=tokenizer_digest(base.tokenizer)),
@@ -197,7 +196,7 @@ def write_adapter(
         dtype=cast(Any, dtype),
         learned_bytes=sum(short[name].nbytes for name in learned),
         calibration_bytes=sum(tensor.nbytes for tensor in fixed.values()),
-        calibration_sha256=digest_tensors(fixed),
+        calibration_sha256=calibration_digest(fixed),
         files=describe_files(folder),
         lora=counterpart_of(cargo.run, base.model.config),
         continued_from=origin_of(cargo.run) if cargo.row else None,

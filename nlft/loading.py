@@ -11,15 +11,15 @@ import torch
 from peft import PeftConfig, PeftModel
 from pydantic import ValidationError
 
-from nlft.adapter import CONFIG, adapter_folder, check_tensors, read_config, recipe_of
-from nlft.base import UNREADABLE, FrozenBase, load_base
+from nlft.adapter import adapter_folder, check_tensors, read_config, recipe_of
+from nlft.base import UNREADABLE, FrozenBase, load_base, name_of
 from nlft.config import BaseConfig
 from nlft.errors import NlftError, reason
 from nlft.hub import model_name
 from nlft.manifest import AGAIN, FILE, Manifest, read_manifest
 from nlft.pathways.base_sample import check_base
 from nlft.pathways.task import TaskPeftConfig
-from nlft.remote import fetch_adapter
+from nlft.remote import CONFIG, fetch_adapter
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -120,7 +120,7 @@ def check_fingerprint(manifest: Manifest | None, base: FrozenBase, config: PeftC
     """
     if manifest is None or manifest.base.sha256 is None:
         return None
-    alike = manifest.base.dtype == str(base.model.dtype).removeprefix("torch.")
+    alike = manifest.base.dtype == name_of(base.model.dtype)
     if not alike or manifest.base.sha256 == base.fingerprint:
         return None
     if vouched(config, base):

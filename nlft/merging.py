@@ -14,8 +14,8 @@ from peft import PeftModel
 from rich.console import Console
 from torch import Tensor
 
-from nlft.adapter import CONFIG, read_config, recipe_of
-from nlft.base import FrozenBase, load_base, named_tensors
+from nlft.adapter import read_config, recipe_of
+from nlft.base import FrozenBase, load_base, name_of, named_tensors
 from nlft.cargo import check_linear
 from nlft.checkpoint import holds_nothing, write_folder
 from nlft.config import BaseConfig, Recipe
@@ -27,7 +27,7 @@ from nlft.measure.items import write_items
 from nlft.methods import build_method
 from nlft.pathways.lifecycle import kind_of
 from nlft.prepare import Prepared, prepare
-from nlft.remote import fetch_adapter
+from nlft.remote import CONFIG, fetch_adapter
 from nlft.report.merged_card import Merged, MergedScore, Rounding, merged_card
 from nlft.rescore import scored_domains, side_by_side, weights_of
 from nlft.scoring import measure
@@ -112,7 +112,7 @@ def merge(
             parts.pop(0).save_pretrained(partial)
         free_memory()  # nothing holds the base any more, and what was written is as large
         scores, after, logits, allowed = score_stored(partial, recipe, prepared, told)
-        merged = Merged(out, told.kind, scores, logits, allowed, text_of(told.dtype), quantised, rounding)
+        merged = Merged(out, told.kind, scores, logits, allowed, name_of(told.dtype), quantised, rounding)
         found.append(merged)
         write_results(partial, merged, told.items, after)
         (partial / "README.md").write_text(merged_card(merged, recipe.base, source), encoding="utf-8")
@@ -269,7 +269,7 @@ def compare(said: Tensor, again: Tensor, dtype: torch.dtype) -> tuple[float, flo
     if not difference <= allowed:
         raise NlftError(
             f"The merged model computes something else: a logit differs by {difference:.2g} from the base with the"
-            f" adapter on, and {allowed:.2g} is allowed in {text_of(dtype)}. Nothing was written.",
+            f" adapter on, and {allowed:.2g} is allowed in {name_of(dtype)}. Nothing was written.",
             f"{KEEP}, or merge in float32: base.dtype in a recipe that you give with --recipe.",
         )
     return difference, allowed
@@ -284,8 +284,3 @@ def write_results(folder: Path, merged: Merged, before: Sequence[Item], after: S
         write_items(results / "items.parquet", "merged", after)
     facts = {name: value for name, value in asdict(merged).items() if name != "folder"}
     (results / "merge.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def text_of(dtype: torch.dtype) -> str:
-    """A dtype as a recipe writes it."""
-    return str(dtype).removeprefix("torch.")

@@ -13,6 +13,7 @@ from nlft.errors import NlftError, reason
 from nlft.hub import offline_unless_reachable
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+"""The files that PEFT writes."""
 FILES = (
     CONFIG,
     WEIGHTS,
@@ -136,13 +137,9 @@ def checked(folder: Path, name: str) -> Path:
     Raises:
         NlftError: it holds none.
     """
-    check_adapter({path.relative_to(folder).as_posix(): path.stat().st_size for path in files_of(folder)}, name)
+    files = (path for path in folder.rglob("*") if path.is_file())
+    check_adapter({path.relative_to(folder).as_posix(): path.stat().st_size for path in files}, name)
     return folder
-
-
-def files_of(folder: Path) -> list[Path]:
-    """Every file below a folder, in order of names."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def check_adapter(files: dict[str, int], name: str) -> None:

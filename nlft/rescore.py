@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from nlft.adapter import CONFIG
 from nlft.base import UNREADABLE, FrozenBase, load_base
 from nlft.checkpoint import finished_stages
 from nlft.config import FullConfig, Recipe
@@ -24,7 +23,7 @@ from nlft.measure.items import read_runs
 from nlft.methods import build_method
 from nlft.methods.full import Full
 from nlft.prepare import prepare
-from nlft.remote import fetch_adapter
+from nlft.remote import CONFIG, fetch_adapter
 from nlft.run import measure
 from nlft.types import Item
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import nlft
-from nlft.base import UNREADABLE, fingerprint, named_tensors
+from nlft.base import UNREADABLE, digest_tensors, fingerprint, named_tensors
 from nlft.checkpoint import PARTIAL, disk_error
 from nlft.errors import CheckpointError, NlftError, reason
 from nlft.pathways.hope.layer import HopeCore
@@ -221,12 +220,8 @@ def session(model: Any, adapter: str | None = None, learn: bool = True) -> Sessi
 
 def digest(cores: dict[str, nn.Module] | dict[str, HopeCore]) -> str:
     """sha256 over every tensor of an adapter's blocks, whatever the adapter is called."""
-    found = hashlib.sha256()
-    for block, core in sorted(cores.items()):
-        for name, tensor in sorted(core.state_dict().items()):
-            found.update(f"{block}/{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+    every = cores.items()
+    return digest_tensors((f"{block}/{name}", one) for block, core in every for name, one in core.state_dict().items())
 
 
 def length(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -12,8 +12,9 @@ import torch
 from peft import PeftConfig
 from torch import nn
 
-from nlft.adapter import CONFIG, WEIGHTS, adapter_folder, check_tensors, read_config
-from nlft.base import UNREADABLE, FrozenBase, decoder_layers
+from nlft.adapter import adapter_folder, check_tensors, read_config
+from nlft.anatomy import decoder_layers
+from nlft.base import UNREADABLE, FrozenBase
 from nlft.checkpoint import finished_stages
 from nlft.config import LoraConfig, Recipe
 from nlft.config import Method as MethodConfig
@@ -28,7 +29,7 @@ from nlft.origin import Start, comparable, digest_of, learned_tasks, parts_of, s
 from nlft.pathways.lifecycle import kind_of
 from nlft.pathways.task import TaskPeftConfig
 from nlft.recipes import load_recipe
-from nlft.remote import fetch_adapter, is_adapter_id, resolved_revision, split_revision
+from nlft.remote import CONFIG, WEIGHTS, fetch_adapter, is_adapter_id, resolved_revision, split_revision
 from nlft.types import Item
 
 KINDS = {"sparse_memory": "NLFT_SPARSE_MEMORY", "cms": "NLFT_CMS", "hope": "NLFT_HOPE"}

@@ -16,10 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nlft.base import UNREADABLE
+from nlft.base import UNREADABLE, name_of
 from nlft.data.batch import collate
 from nlft.data.template import Encoded, TooLong, encode
 from nlft.errors import NlftError, reason
+from nlft.manifest import AGAIN
 from nlft.pathways.task import TaskPeftConfig
 from nlft.pathways.voices import replaced, wide_open
 from nlft.prepare import Prepared
@@ -31,7 +32,6 @@ ROWS, LENGTH, LIKELIEST = 8, 64, 16
 MAX_BYTES = 16 << 20
 """Longest file that is read."""
 TENSORS = ("attention_mask", "input_ids", "top_ids", "top_logprobs")
-AGAIN = "Take a whole copy of the adapter, as `nlft export` wrote it."
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def place_of(model: Any) -> Place:
     cuda = weight.device.type == "cuda"
     capability = torch.backends.cpu.get_cpu_capability()
     device = torch.cuda.get_device_name(weight.device) if cuda else f"{platform.machine()} CPU, {capability}"
-    return Place(str(weight.dtype).removeprefix("torch."), device, torch.get_num_threads(), torch.__version__)
+    return Place(name_of(weight.dtype), device, torch.get_num_threads(), torch.__version__)
 
 
 def write_testimony(folder: Path, said: Testimony) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
-from nlft.adapter import check_no_stage, own_recipe, read_adapter, write_adapter
+from nlft.adapter import check_no_stage, read_adapter, write_adapter
 from nlft.base import FrozenBase, load_base
 from nlft.config import DataConfig, Recipe, RetentionConfig
 from nlft.data.domain import load_domains
 from nlft.data.source import load_rows
 from nlft.data.template import Encoded, encode_rows
 from nlft.errors import NlftError
+from nlft.found_recipe import own_recipe
 from nlft.measure.score import score
 from nlft.measure.unit import unit_of
 from nlft.methods.calibration import SPLIT_SEED

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from nlft.adapter import read_config
-from nlft.base import FrozenBase, load_base
+from nlft.base import FrozenBase, digest_tensors, load_base, name_of
 from nlft.data.domain import load_domains
 from nlft.errors import NlftError, reason
 from nlft.found_recipe import own_recipe
@@ -178,7 +178,7 @@ def examine(folder: Path, rescore: bool, any_base: bool, recipe: str | None, exa
         checks.append(same("tokenizer", found, manifest.tokenizer.sha256, any_base))
     model: Any = put_on(folder, base.model, any_base)
     learned, fixed = stored_tensors(model)
-    checks.append(same("calibration", digest_tensors(fixed), manifest.calibration_sha256))
+    checks.append(same("calibration", calibration_digest(fixed), manifest.calibration_sha256))
     checks.append(check_numbers(learned))
     said = read_testimony(folder, base.model.get_input_embeddings().num_embeddings)
     again, difference = cross_examine(model, said)
@@ -208,7 +208,7 @@ def check_base(manifest: Manifest, base: FrozenBase, any_base: bool, config: Any
     Raises:
         NlftError: they are others than the adapter's sample says, and not any base will do.
     """
-    dtype = str(base.model.dtype).removeprefix("torch.")
+    dtype = name_of(base.model.dtype)
     if manifest.base.sha256 != base.fingerprint and dtype != manifest.base.dtype:
         return Check("base", f"{base.name} in {dtype}", f"{manifest.base.dtype}, so hashes differ", None)
     if manifest.base.sha256 not in (None, base.fingerprint) and not any_base and vouched(config, base):
@@ -269,13 +269,9 @@ def stored_tensors(model: Any, adapter: str = "default") -> tuple[dict[str, Tens
     return learned, {name: tensor for name, tensor in tensors.items() if name not in learned}
 
 
-def digest_tensors(tensors: dict[str, Tensor]) -> str | None:
-    """sha256 over name, dtype, shape and bytes in order of names; None of nothing."""
-    sha256 = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha256.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha256.hexdigest() if tensors else None
+def calibration_digest(fixed: dict[str, Tensor]) -> str | None:
+    """sha256 of what calibration left of an adapter; None of nothing."""
+    return digest_tensors(fixed.items()) if fixed else None
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import nlft
-from nlft.base import FrozenBase, without_adapter
+from nlft.base import FrozenBase, name_of, without_adapter
 from nlft.config import Recipe
 from nlft.data.batch import collate
 from nlft.data.domain import Domains
@@ -26,8 +26,8 @@ from nlft.data.template import encode
 from nlft.manifest import sha256_of
 from nlft.methods.penalty import FILE
 from nlft.methods.protocol import Method
-from nlft.pathways.header import WEIGHTS
 from nlft.prepare import Prepared
+from nlft.remote import WEIGHTS
 from nlft.stage import Stage
 from nlft.train import StageCost
 
@@ -154,7 +154,7 @@ def describe_run(
         "peak_rss": largest([cost.peak_rss for cost in costs]),
         "optimizer_bytes": max(cost.optimizer_bytes for cost in costs),
         "device": torch.cuda.get_device_name(base.device) if cuda else f"{platform.machine()} CPU",
-        "dtype": str(next(base.model.parameters()).dtype).removeprefix("torch."),
+        "dtype": name_of(next(base.model.parameters()).dtype),
         "versions": json.dumps({"nlft": nlft.__version__} | {package: version(package) for package in VERSIONS}),
         "config": config.model_dump_json(),
         "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM
 
-from nlft.base import block_input, choose_device, context_length, find_blocks, fingerprint, load_base
+from nlft.anatomy import block_input, find_blocks
+from nlft.base import choose_device, context_length, fingerprint, load_base
 from nlft.config import BaseConfig
 from nlft.errors import BaseModelError
 

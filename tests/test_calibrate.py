@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nlft.base import find_blocks
+from nlft.anatomy import find_blocks
 from nlft.calibrate import Moments, block_inputs, calibrate_base, whitener
 from nlft.data.batch import Batch
 from nlft.errors import NlftError

@@ -23,6 +23,7 @@ LAYERS = (
     ("recipes",),
     ("plan",),
     ("events",),
+    ("anatomy",),
     ("base",),
     ("data",),
     ("ops",),

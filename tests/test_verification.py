@@ -24,7 +24,7 @@ from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.rescoring import Check, compare_items
 from nlft.testimony import FILE, cross_examine, hear, read_testimony, witness_rows, write_testimony
 from nlft.types import Item, Row
-from nlft.verification import Verified, check_card, digest_tensors, stored_tensors, verify
+from nlft.verification import Verified, calibration_digest, check_card, stored_tensors, verify
 
 VOCABULARY = 97
 
@@ -131,10 +131,10 @@ def test_random_matrices_are_not_learned(make_model: Callable[..., Any]) -> None
     learned, fixed = stored_tensors(get_peft_model(make_model("llama"), config))
     assert {name.rpartition(".")[2] for name in learned} == {"vera_lambda_b", "vera_lambda_d"}
     assert {name.rpartition(".")[2] for name in fixed} == {"vera_A", "vera_B"}
-    assert digest_tensors({}) is None
+    assert calibration_digest({}) is None
     first = next(iter(fixed))
     changed = {**fixed, first: fixed[first] + 1e-3}
-    assert digest_tensors(fixed) == digest_tensors(dict(reversed(fixed.items()))) != digest_tensors(changed)
+    assert calibration_digest(fixed) == calibration_digest(dict(reversed(fixed.items()))) != calibration_digest(changed)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from nlft.base import decoder_layers
+from nlft.anatomy import decoder_layers
 from nlft.dissect.study import Study
 from nlft.methods.task_lora import ApartLora, adapter_of
+from nlft.pathways.header import PREFIX
 from nlft.pathways.task import TaskPeftConfig
 from nlft.pathways.voices import Change, Voice, replaced, silence, voices_of
 from nlft.types import Item
@@ -52,7 +53,7 @@ def parts_of(study: Study) -> dict[str, list[Change]]:
     if study.learner.changes_base:
         before = dict(study.untouched.model.named_parameters())
         weights = dict(model.named_parameters())
-        names = {name: name.removeprefix("base_model.model.").replace(".base_layer.", ".") for name in weights}
+        names = {name: name.removeprefix(PREFIX).replace(".base_layer.", ".") for name in weights}
         changes |= {
             name: (weights[name], before[plain])
             for name, plain in names.items()

@@ -20,6 +20,7 @@ from nlft.exchange.every_eval_ever import every_eval_ever
 from nlft.exchange.peft import peft_result
 from nlft.measure.items import read_run_items, read_runs
 from nlft.measure.summary import plain, summary_of
+from nlft.remote import CONFIG
 
 __all__ = ["FORMATS", "export", "known_format"]
 
@@ -69,6 +70,6 @@ def known_format(name: str) -> None:
 
 def _adapter_config(folder: Path, run_id: str) -> dict[str, Any] | None:
     for place in (folder / "adapter", folder / "cells" / run_id / "adapter"):
-        if (place / "adapter_config.json").is_file():
-            return json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+        if (place / CONFIG).is_file():
+            return json.loads((place / CONFIG).read_text(encoding="utf-8"))
     return None

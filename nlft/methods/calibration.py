@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from nlft.base import FrozenBase, decoder_layers
+from nlft.anatomy import decoder_layers
+from nlft.base import FrozenBase
 from nlft.config import GateConfig, RetentionConfig
 from nlft.data.batch import Batch, in_batches
 from nlft.data.template import Encoded

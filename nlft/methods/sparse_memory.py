@@ -10,7 +10,8 @@ from peft import TaskType, get_peft_model
 from torch import nn
 
 import nlft
-from nlft.base import FrozenBase, find_blocks
+from nlft.anatomy import find_blocks
+from nlft.base import FrozenBase
 from nlft.calibrate import calibrate_base
 from nlft.config import SparseMemoryConfig
 from nlft.data.template import Encoded

@@ -18,9 +18,9 @@ from nlft.methods.penalty import Penalty, read_state, size, total, write_state
 from nlft.methods.protocol import Ask, TaskContext
 from nlft.methods.replay import Replay
 from nlft.optim.build import build_optimizer
-from nlft.pathways.header import CONFIG
 from nlft.pathways.provenance import note_task
 from nlft.pathways.task import TaskPeftConfig
+from nlft.remote import CONFIG
 from nlft.types import Condition, Evaluation, Item
 
 

@@ -23,6 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from nlft.base import name_of
 from nlft.errors import NlftError
 
 MATRICES, VECTORS, VALUES = 48, 16, 4
@@ -165,7 +166,7 @@ def values_of(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.
 def note(name: str, tensor: torch.Tensor) -> str:
     """Dtype, shape and values of a tensor in one line."""
     values = values_of(name, tensor, tuple(tensor.shape)).float().numpy().astype("<f4").tobytes().hex()
-    return f"{str(tensor.dtype).removeprefix('torch.')} {'x'.join(map(str, tensor.shape))} {values}"
+    return f"{name_of(tensor.dtype)} {'x'.join(map(str, tensor.shape))} {values}"
 
 
 def read_sample(sample: Any) -> dict[str, Noted]:

@@ -9,7 +9,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from nlft.base import block_input, find_blocks
+from nlft.anatomy import block_input, find_blocks
 from nlft.errors import NlftError
 from nlft.pathways.base_sample import check_base, plain_name, sample_base
 from nlft.pathways.gate import GATES, GateDict, install_gate, remove_gate

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicLayer
 
-from nlft.base import decoder_layers
+from nlft.anatomy import decoder_layers
 from nlft.errors import NlftError
 from nlft.ops.gate import accumulate, sticky
 from nlft.ops.keys import nearest, whitened

@@ -14,9 +14,10 @@ from typing import Any, TypeGuard
 import torch
 
 from nlft.errors import NlftError
+from nlft.remote import CONFIG
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-"""The files that PEFT writes."""
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the base's modules."""
 LARGEST_CONFIG = 8 << 20
 """Bytes of settings: an adapter with a thousand tasks has less than one million."""
 LARGEST_HEADER = 16 << 20

@@ -8,22 +8,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from copy import copy
-from typing import Any
 
 import torch
 
+from nlft.base import name_of
 from nlft.errors import NlftError
 from nlft.pathways.cms.config import CmsPeftConfig
 from nlft.pathways.cms.layer import CmsLayer
 from nlft.pathways.gate import GATES, LARGEST_KEY_WIDTH
 from nlft.pathways.gated_lora.layer import GatedLoraLayer
+from nlft.pathways.header import PREFIX
 from nlft.pathways.hope.config import HopePeftConfig
 from nlft.pathways.hope.layer import HopeCore, HopeLayer
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.sparse_memory.layer import SparseMemoryLayer
 from nlft.pathways.task import TaskPeftConfig
 
-KEY = re.compile(r"base_model\.model\.(.+?)\.(nlft_\w+)\.(.+)")
+KEY = re.compile(rf"{re.escape(PREFIX)}(.+?)\.(nlft_\w+)\.(.+)")
 NUMBER = re.compile(r"tasks\.(\d{1,9})\.")
 """Of a task's part, at the beginning of what follows in `KEY`."""
 MAY_BE_INFINITE = {"thresholds", "height", "shift"}
@@ -96,7 +97,7 @@ def is_saved_module(config: TaskPeftConfig, key: str) -> bool:
 
     A name that PEFT gives to the base's own tensors does not, or an adapter could overwrite its base.
     """
-    parts = key.removeprefix("base_model.model.").split(".")
+    parts = key.removeprefix(PREFIX).split(".")
     if {"base_layer", "original_module"} & set(parts):
         return False
     if config.trainable_token_indices and any(part.startswith(("trainable_tokens", "token_adapter")) for part in parts):
@@ -214,7 +215,7 @@ def compare(where: str, own: Mapping[str, torch.Tensor], wanted: Shapes) -> None
             raise NlftError(f"{where}.{name} has the shape {list(tensor.shape)}, and {list(shape)} is needed.")
         if (tensor.dtype != torch.int64) if last == "rows" else not tensor.is_floating_point():
             kind = "int64" if last == "rows" else "a float"
-            raise NlftError(f"{where}.{name} is {show(tensor.dtype)}, and {kind} is needed.")
+            raise NlftError(f"{where}.{name} is {name_of(tensor.dtype)}, and {kind} is needed.")
         if last == "rows" or tensor.is_meta:
             continue
         numbers = tensor[tensor != torch.inf] if last in MAY_BE_INFINITE else tensor
@@ -236,8 +237,3 @@ def check_rows(config: SparseMemoryPeftConfig, where: str, own: Mapping[str, tor
             raise NlftError(f"{where}.{name} is not in rising order.")
         if int(rows[0]) < 0 or int(rows[-1]) >= table:
             raise NlftError(f"{where}.{name} names a row outside the table of half_keys² = {table}.")
-
-
-def show(dtype: Any) -> str:
-    """A dtype as text."""
-    return str(dtype).removeprefix("torch.")

@@ -18,12 +18,11 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 from nlft.errors import NlftError
 from nlft.pathways.gate import GATES
+from nlft.pathways.header import PREFIX
 from nlft.pathways.provenance import backgrounds, join_backgrounds
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.task import TaskPeftConfig
 
-PREFIX = "base_model.model."
-"""What PEFT puts before the names of the base."""
 PART = re.compile(rf"{re.escape(PREFIX)}(.+)\.(nlft_\w+)\.tasks\.(\d+)\.(\w+)")
 PER_TASK = {"tasks", "sizes", "active_task", "gates", "provenance"}
 """Fields of a config that list tasks."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from nlft.base import decoder_layers
+from nlft.anatomy import decoder_layers
 from nlft.calibrate import inference
 from nlft.errors import NlftError
 from nlft.ops.keys import nearest

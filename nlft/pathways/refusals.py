@@ -14,11 +14,10 @@ from torch import nn
 
 from nlft.errors import NlftError
 from nlft.pathways.base_sample import plain_name
+from nlft.pathways.header import PREFIX
 from nlft.pathways.stranger import name_modules
 from nlft.pathways.task import TaskPeftConfig
 
-PREFIX = "base_model.model."
-"""Of the names that PEFT stores; a model without a PeftModel around it has none."""
 ORDER = (
     "Load nlft's adapter onto the base itself. A LoRA can be put around it afterwards, under a name of its own, or be"
     " merged into the base before."

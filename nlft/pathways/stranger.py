@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from nlft.errors import CheckpointError, NlftError, reason
-from nlft.pathways.header import WHOLE
+from nlft.pathways.header import PREFIX, WHOLE
 
 LARGEST = 1 << 24
 """Largest whole number in settings: slots, keys, ranks, heads, periods."""
@@ -176,8 +176,7 @@ def check_stored(config: Any, tensors: dict[str, torch.Tensor]) -> None:
     """
     from nlft.pathways.layout import check_layout  # it knows every pathway, and every pathway this
 
-    prefix = "base_model.model."
-    named = {key if key.startswith(prefix) else prefix + key: tensor for key, tensor in tensors.items()}
+    named = {key if key.startswith(PREFIX) else PREFIX + key: tensor for key, tensor in tensors.items()}
     try:
         check_layout(config, named)
     except NlftError as error:

@@ -14,9 +14,10 @@ from peft import PeftConfig
 
 from nlft.errors import NlftError
 from nlft.pathways.base_sample import read_sample
-from nlft.pathways.header import PICKLE, WEIGHTS, WHOLE, check_config_file, check_file, read_header
+from nlft.pathways.header import WHOLE, check_config_file, check_file, read_header
 from nlft.pathways.provenance import check_name, check_past
 from nlft.pathways.stranger import LARGEST, check_fields, check_listed, check_stored, shown
+from nlft.remote import PICKLE, WEIGHTS
 
 
 @dataclass

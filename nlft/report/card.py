@@ -18,8 +18,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from nlft.config import Recipe
+from nlft.hub import is_hub_model
 from nlft.manifest import Manifest
 from nlft.measure.unit import show_level, size
+from nlft.remote import WEIGHTS
 from nlft.report.card_results import (
     Entry,
     Summary,
@@ -32,7 +34,6 @@ from nlft.report.card_results import (
 )
 from nlft.report.card_sources import (
     UNSTATED,
-    is_hub_model,
     shown_data,
     shown_model,
     shown_recipe,
@@ -47,7 +48,6 @@ from nlft.snippet import ID, load_lines
 __all__ = ["ID", "PICTURE", "benchmark_results", "card_text", "draw_matrix"]
 
 PICTURE = "matrix.png"
-WEIGHTS = "adapter_model.safetensors"
 LANGUAGE = r"[a-z]{2,3}|code|multilingual"
 VERSIONS = {"peft": "PEFT", "transformers": "Transformers", "torch": "PyTorch"}
 """As PEFT writes them into the cards that it edits."""

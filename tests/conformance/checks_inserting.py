@@ -25,7 +25,8 @@ from subject import (
     trained,
 )
 
-from nlft.base import decoder_layers, fingerprint, named_tensors
+from nlft.anatomy import decoder_layers
+from nlft.base import fingerprint, named_tensors
 from nlft.pathways.block import PathwayLayer
 
 

@@ -36,7 +36,7 @@ from subject import (
     trained,
 )
 
-from nlft.base import decoder_layers, is_map
+from nlft.anatomy import decoder_layers, is_map
 
 
 @check("status", "`get_model_status` and `print_trainable_parameters` name the pathway and count what is trained.")

@@ -27,7 +27,8 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from nlft.base import fingerprint, map_widths
+from nlft.anatomy import map_widths
+from nlft.base import fingerprint
 from nlft.errors import NlftError
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig
 from nlft.pathways.gated_lora.model import begin_task, end_task, gated_maps, sees_every_token

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from nlft.base import map_widths
+from nlft.anatomy import map_widths
 from nlft.pathways.block import NO_MERGE, PathwayLayer
 from nlft.pathways.cms.config import CmsPeftConfig
 from nlft.pathways.cms.levels import Delta, Levels

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from nlft.base import decoder_layers, find_blocks, is_map, map_widths
+from nlft.anatomy import decoder_layers, find_blocks, is_map, map_widths
 from nlft.errors import NlftError
 from nlft.pathways.block import PathwayModel, chosen_blocks, cores_of
 from nlft.pathways.cms.config import CmsPeftConfig

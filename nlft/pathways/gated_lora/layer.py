@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from nlft.base import map_widths
+from nlft.anatomy import map_widths
 from nlft.pathways.block import PathwayLayer
 from nlft.pathways.gate import PrototypeGate
 from nlft.pathways.gated_lora.config import GatedLoraPeftConfig

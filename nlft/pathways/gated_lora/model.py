@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nlft.base import decoder_layers, find_blocks, is_map
+from nlft.anatomy import decoder_layers, find_blocks, is_map
 from nlft.errors import NlftError
 from nlft.pathways.block import PathwayModel, chosen_blocks, cores_of
 from nlft.pathways.gate import check_behind_gate, layer_behind_gate

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from nlft.base import find_blocks
+from nlft.anatomy import find_blocks
 from nlft.pathways.block import PathwayModel, chosen_blocks, cores_of
 from nlft.pathways.hope.config import HopePeftConfig
 from nlft.pathways.hope.layer import HopeCore, HopeLayer
