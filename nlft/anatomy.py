@@ -20,6 +20,19 @@ ATTENTION_ARGUMENTS = {
 """Arguments by which a module that mixes tokens gives itself away."""
 
 
+def root_of(model: Any) -> Any:
+    """The causal language model itself, out of what PEFT, accelerate or torch.compile put around it."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in getattr(model, "_modules", {}):
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
+
+
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """The text decoder's list of layers and its full name.
 

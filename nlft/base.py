@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from nlft.anatomy import root_of
 from nlft.config import BaseConfig
 from nlft.errors import BaseModelError, reason
 from nlft.hub import model_location, offline_unless_reachable
@@ -172,7 +173,7 @@ def in_dtype(model: Any, dtype: torch.dtype) -> Any:
 
 def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Every parameter and buffer, under the name that it had before PEFT wrapped the model."""
-    root: Any = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+    root: Any = root_of(model)
     return [
         (name.replace(".base_layer", "").replace(".original_module", ""), tensor)
         for name, tensor in [*root.named_parameters(), *root.named_buffers()]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
 
-from nlft.anatomy import block_input
+from nlft.anatomy import block_input, root_of
+from nlft.capture import inference, run_until_captured
 from nlft.errors import NlftError
+from nlft.frozen_prefix import recalling
 
 if TYPE_CHECKING:
     from nlft.data.batch import Batch
@@ -26,10 +26,6 @@ class Inputs(NamedTuple):
     """[N, D] float32 by block."""
     rows: torch.Tensor
     """[N] int64: the row of the batch that each token belongs to."""
-
-
-class _Captured(Exception):
-    """Every block has been seen; the rest of the forward pass is not needed."""
 
 
 def block_inputs(
@@ -48,60 +44,20 @@ def block_inputs(
         first: keep the first token of every row too.
         last: keep the last token of every row too, after which nothing is predicted.
     """
-    root = model.get_base_model() if hasattr(model, "get_base_model") else model
+    root = root_of(model)
     modules = {name: root.get_submodule(block_input(root, name)) for name in blocks}
     device = root.get_input_embeddings().weight.device
     for batch in batches:
-        ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
+        batch = batch.to(device)
+        ids, mask = batch.input_ids, batch.attention_mask
         kept = mask != 0 if first else (mask != 0) & (mask.cumsum(dim=1) > 1)
         if not last:
             kept &= mask.flip(1).cumsum(dim=1).flip(1) > 1
-        with inference(root):
+        with inference(root), recalling(root, batch):
             captured = run_until_captured(model, modules, ids, mask)
             flat = kept.flatten()
             states = {name: captured[name].reshape(ids.numel(), -1)[flat].float() for name in blocks}
         yield Inputs(states, kept.nonzero()[:, 0])
-
-
-def run_until_captured(
-    model: Any, modules: dict[str, nn.Module], ids: torch.Tensor, mask: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """One forward pass, stopped as soon as every module's input is known."""
-    captured: dict[str, torch.Tensor] = {}
-
-    def hook(name: str) -> Any:
-        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            captured[name] = args[0] if args else next(iter(kwargs.values()))
-            if len(captured) == len(modules):
-                raise _Captured
-
-        return note
-
-    handles = [module.register_forward_pre_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
-    try:
-        model(input_ids=ids, attention_mask=mask, use_cache=False)
-    except _Captured:
-        return captured
-    finally:
-        for handle in handles:
-            handle.remove()
-    missing = sorted(set(modules) - set(captured))
-    raise NlftError(f"The block {missing[0]!r} took no part in the forward pass.", "Leave its layer out.")
-
-
-@contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradient; every module's own mode is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        # Not inference_mode: a buffer that a forward pass caches under it could not be trained through later.
-        with torch.no_grad():
-            yield
-    finally:
-        # One by one, for `model.train()` would also wake parts that were in eval mode before.
-        for module, mode in modes:
-            module.training = mode
 
 
 class Moments:

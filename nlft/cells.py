@@ -18,6 +18,7 @@ from nlft.data.domain import Domains
 from nlft.errors import DamagedError, NlftError
 from nlft.measure.items import join_results, read_runs, write_runs
 from nlft.plan import Cell
+from nlft.prefix_store import PrefixStore
 from nlft.recipes import dump_recipe
 from nlft.run import run_method
 from nlft.types import Item
@@ -26,7 +27,14 @@ DIVERGED = "training diverged"
 """What `train.py` says of a loss or weights that are no longer finite. Such an end is a result: it would come again."""
 
 
-def run_cell(cell: Cell, folder: Path, domains: Domains, base_items: list[Item] | None, console: Console) -> None:
+def run_cell(
+    cell: Cell,
+    folder: Path,
+    domains: Domains,
+    base_items: list[Item] | None,
+    console: Console,
+    store: PrefixStore | None = None,
+) -> None:
     """Runs one cell, going on where an interrupted call stopped; from the start if what that left is damaged.
 
     Raises:
@@ -34,13 +42,19 @@ def run_cell(cell: Cell, folder: Path, domains: Domains, base_items: list[Item] 
     """
     resume = (folder / "stages" / "0" / "stage.json").is_file() and is_own(folder / "config.yaml", cell)
     try:
-        _run(cell, folder, domains, base_items, console, resume)
+        _run(cell, folder, domains, base_items, console, store, resume)
     except DamagedError:
-        _run(cell, folder, domains, base_items, console, resume=False)
+        _run(cell, folder, domains, base_items, console, store, resume=False)
 
 
 def _run(
-    cell: Cell, folder: Path, domains: Domains, base_items: list[Item] | None, console: Console, resume: bool
+    cell: Cell,
+    folder: Path,
+    domains: Domains,
+    base_items: list[Item] | None,
+    console: Console,
+    store: PrefixStore | None,
+    resume: bool,
 ) -> None:
     if folder.exists() and not resume:
         shutil.rmtree(folder)
@@ -57,6 +71,7 @@ def _run(
             report=False,
             setting=cell.setting,
             cell=cell.address,
+            store=store,
         )
     except torch.OutOfMemoryError as error:
         raise NlftError("The GPU ran out of memory.", "Lower train.micro_batch_size or measure.batch_size.") from error

@@ -24,6 +24,7 @@ from nlft.executor import Ended, Work, run_cells
 from nlft.methods import build_method
 from nlft.pace import expected, kind_of, measure_pace, train_tokens
 from nlft.plan import Cell, addressed, plan_cells
+from nlft.prefix_store import PrefixStore
 from nlft.prepare import Prepared, digest_rows, prepare
 from nlft.progress import Progress, counted
 from nlft.ray_executor import import_ray, run_on_ray
@@ -107,7 +108,7 @@ def compare(
     if origin is None:
         items = measure(base.model, base, recipe, prepared, 0, "base") if seconds or recipe.compare.widen else []
     del base, prepared
-    work, added = Work(out, domains, items, own), []
+    work, added = Work(out, domains, items, own, PrefixStore(recipe.prefix.memory_gb * 1e9)), []
     for number in range(recipe.compare.widen + 1):
         run_todo(cells, work, seconds, jobs, executor, console, base_name, fingerprint)
         rows = join_cells(out, cells)

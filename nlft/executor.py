@@ -22,6 +22,7 @@ from nlft.cells import run_cell
 from nlft.data.domain import Domains
 from nlft.errors import CheckpointError, NlftError, reason
 from nlft.plan import Cell
+from nlft.prefix_store import PrefixStore
 from nlft.types import Item
 
 ATTEMPTS = 2
@@ -38,6 +39,8 @@ class Work:
     """Scores of the base on every row; each cell takes its own when None."""
     own: frozenset[str] = frozenset()
     """Methods that score the base themselves, for they compute in another dtype."""
+    store: PrefixStore | None = None
+    """States of frozen prefixes; each process has its own tables."""
 
     def share_of(self, cell: Cell) -> tuple[Domains, list[Item] | None]:
         """The rows of one cell, and the base's scores on them unless it takes them itself."""
@@ -106,7 +109,7 @@ def run_one(cell: Cell, work: Work, console: Console) -> Ended:
     """Runs a cell in this process. What nobody foresaw ends this cell alone; its folder holds the traceback."""
     folder = work.out / "cells" / cell.name
     try:
-        run_cell(cell, folder, *work.share_of(cell), console)
+        run_cell(cell, folder, *work.share_of(cell), console, work.store)
     except CheckpointError as error:
         return Ended(cell, error.message, error.hint)
     except NlftError as error:

@@ -106,7 +106,7 @@ def address_of(cell: Cell, base_sha256: str, rows_sha256: str, adapter_sha256: s
         rows_sha256: of the cell's own rows, in its order of tasks.
         adapter_sha256: of the adapter from which it goes on, whatever that is called; empty if it begins at the base.
     """
-    left_out = {"name", "out", "compare", "adapter"} | ({"earlier"} if not cell.recipe.earlier else set())
+    left_out = {"name", "out", "compare", "adapter", "prefix"} | ({"earlier"} if not cell.recipe.earlier else set())
     decides: dict[str, Any] = {
         "results": RESULTS,
         "setting": cell.setting,

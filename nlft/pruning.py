@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nlft.base import FrozenBase
-from nlft.calibrate import inference
+from nlft.capture import inference
 from nlft.config import DataConfig, Recipe
 from nlft.data.batch import Batch, in_batches
 from nlft.data.domain import load_domains

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from nlft.calibrate import inference
+from nlft.capture import inference
 from nlft.data.batch import collate
 from nlft.data.template import Encoded
 from nlft.errors import NlftError

@@ -23,10 +23,12 @@ from nlft.dissect.findings import dissect, facts_of
 from nlft.dissect.study import Study
 from nlft.errors import NlftError, reason
 from nlft.events import Events
+from nlft.frozen_prefix import install_prefix
 from nlft.measure.items import write_items, write_runs
 from nlft.methods import build_method
 from nlft.origin import read_start
 from nlft.plan import single_method
+from nlft.prefix_store import PrefixStore
 from nlft.premises import check_folder
 from nlft.prepare import prepare
 from nlft.recipes import dump_recipe
@@ -52,6 +54,7 @@ def run_method(
     report: bool = True,
     setting: str = "sequence",
     cell: str | None = None,
+    store: PrefixStore | None = None,
 ) -> Path:
     """Trains and measures one method of a recipe.
 
@@ -66,6 +69,7 @@ def run_method(
         report: write summary, report and figures.
         setting: as in `runs.parquet`; "multitask" learns all tasks at once, as one stage.
         cell: content address, for `runs.parquet`.
+        store: where the states of frozen prefixes are kept that several runs share.
 
     Returns:
         The result folder.
@@ -97,6 +101,8 @@ def run_method(
         prepared = prepared.joined()
         domains = prepared.domains
     witness = logits_digest(base.model, base, prepared)
+    store = store or PrefixStore(recipe.prefix.memory_gb * 1e9)
+    keep_constants = partial(install_prefix, fingerprint=base.fingerprint, config=recipe.prefix, store=store)
     inputs: dict[str, Any] = {"base_sha256": base.fingerprint, "rows_sha256": prepared.rows_sha256}
     events = Events(out / "events.jsonl")
     start = {"method": name, "base": base.name, "fingerprint": base.fingerprint, "resume": resume, "cwd": os.getcwd()}
@@ -108,6 +114,7 @@ def run_method(
         stages = read_stages([out / "stages" / "0", *done])
         with undamaged(done[-1]):
             model = learner.load(base, done[-1] / "model")
+        keep_constants(model)
         events.write("start", **start)
         console.print(f"Going on after stage {len(done)} of {len(domains.tasks)}.")
     else:
@@ -115,6 +122,7 @@ def run_method(
         # is written before. A method that trains the base has put it into float32, the dtype of all its scores.
         with naming(name):
             model = begin(learner, base, found) if found else learner.attach(base, recipe.train.seeds.init)
+        keep_constants(model)
         make_folder(out)
         begun = time.perf_counter()
         if found is not None:  # row 0 is what one starts from, so with the adapter on

@@ -18,8 +18,9 @@ from nlft.data.batch import Sampler, collate
 from nlft.data.template import Encoded
 from nlft.errors import NlftError
 from nlft.events import Events, StageLine
+from nlft.frozen_prefix import keep_prefix
+from nlft.loss import target_loss
 from nlft.methods.protocol import Method
-from nlft.ops.loss import target_loss
 from nlft.peak import read_peak, reset_peak
 
 
@@ -123,6 +124,7 @@ def train_stage(
     sampler = iter(Sampler(rows, config.batch_size, config.seeds.data + 1000 * number))
     world, rank = accelerator.num_processes, accelerator.process_index
     tokens, losses, started = 0, [], time.perf_counter()
+    keep_prefix(model, rows, pad_id)
     model.train()
     with torch.random.fork_rng(), StageLine(console, label, steps) as line:
         torch.manual_seed(config.seeds.dropout + 1000 * number + rank)
@@ -138,7 +140,7 @@ def train_stage(
             nats = torch.zeros((), device=accelerator.device)
             for batch in micro_batches[rank::world]:
                 batch = batch.to(accelerator.device)
-                loss = target_loss(network, batch.input_ids, batch.attention_mask, batch.labels)
+                loss = target_loss(network, batch)
                 # Distributed training averages gradients over processes; the factor makes it a sum again.
                 accelerator.backward(loss * (world / n_targets))
                 nats += loss.detach()

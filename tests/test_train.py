@@ -17,9 +17,9 @@ from nlft.data.batch import collate
 from nlft.data.template import Encoded
 from nlft.errors import NlftError
 from nlft.events import Events
+from nlft.loss import target_loss
 from nlft.methods import build_method
 from nlft.methods.protocol import TaskContext
-from nlft.ops.loss import target_loss
 from nlft.train import learning_rate, train_stage
 from nlft.types import IGNORE
 
@@ -82,7 +82,7 @@ def test_loss_is_the_mean_over_target_tokens(make_model: Callable[..., Any]) -> 
     batch = collate(rows, 0)
     total, count = 0.0, 0
     with torch.no_grad():
-        summed = float(target_loss(model, batch.input_ids, batch.attention_mask, batch.labels))
+        summed = float(target_loss(model, batch))
         for row in rows:
             log_p = model(torch.tensor([row.ids])).logits[0].log_softmax(-1)
             for place, label in enumerate(row.labels):
@@ -152,7 +152,7 @@ def test_penalty_pulls(make_model: Callable[..., Any]) -> None:
         model = make_model("llama")
         run_stage(model, rows, steps=20, **options)
         with torch.no_grad():
-            nats = target_loss(model, batch.input_ids, batch.attention_mask, batch.labels)
+            nats = target_loss(model, batch)
         return float(nats) / batch.n_targets
 
     assert loss_of_old(method=replay, background=old) < 0.5 * loss_of_old()

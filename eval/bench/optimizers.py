@@ -30,9 +30,9 @@ from nlft.data.domain import load_domains
 from nlft.data.template import Encoded
 from nlft.errors import NlftError
 from nlft.events import Events
+from nlft.loss import target_loss
 from nlft.methods import build_method
 from nlft.methods.protocol import TaskContext
-from nlft.ops.loss import target_loss
 from nlft.optim.build import build_optimizer
 from nlft.prepare import prepare
 from nlft.train import train_stage
@@ -85,7 +85,7 @@ def make_task() -> Task:
 def loss_of(model: nn.Module, batches: list[Batch]) -> float:
     """Nats per target token."""
     with torch.no_grad():
-        nats = sum(float(target_loss(model, b.input_ids, b.attention_mask, b.labels)) for b in batches)
+        nats = sum(float(target_loss(model, b)) for b in batches)
     return nats / sum(b.n_targets for b in batches)
 
 
@@ -145,7 +145,7 @@ def cost(task: Task, fields: dict[str, Any]) -> tuple[float, float, float]:
     whole, part, held = [], [], 0
     for _ in range(20):
         started = time.perf_counter()
-        (target_loss(model, batch.input_ids, batch.attention_mask, batch.labels) / batch.n_targets).backward()
+        (target_loss(model, batch) / batch.n_targets).backward()
         before = time.perf_counter()
         held = max(held, held_bytes(optimizer))
         middle = time.perf_counter()

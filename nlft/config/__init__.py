@@ -24,6 +24,7 @@ from nlft.config.method import (
 )
 from nlft.config.optimizer import OptimizerConfig
 from nlft.config.pathway import CmsConfig, HopeConfig, LevelFields, SparseMemoryConfig
+from nlft.config.prefix import PrefixConfig
 from nlft.config.recipe import (
     Method,
     Recipe,
@@ -64,6 +65,7 @@ __all__ = [
     "Method",
     "MethodFields",
     "OptimizerConfig",
+    "PrefixConfig",
     "ProbeConfig",
     "Recipe",
     "ReplayConfig",

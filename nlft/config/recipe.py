@@ -11,6 +11,7 @@ from nlft.config.compare import CompareConfig
 from nlft.config.measure import MeasureConfig
 from nlft.config.method import ClassMeansConfig, FewShotConfig, FullConfig, LoraConfig
 from nlft.config.pathway import CmsConfig, HopeConfig, SparseMemoryConfig
+from nlft.config.prefix import PrefixConfig
 from nlft.config.section import NAME, Section
 from nlft.config.source import BaseConfig, DataConfig, ProbeConfig, TaskConfig
 
@@ -82,6 +83,8 @@ class Recipe(Section):
     """The training loop."""
     measure: MeasureConfig = MeasureConfig()
     """Scoring."""
+    prefix: PrefixConfig = PrefixConfig()
+    """What of the base is computed once and kept."""
     compare: CompareConfig = CompareConfig()
     """Which runs `compare` makes."""
     out: str | None = None

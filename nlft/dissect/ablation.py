@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nlft.anatomy import decoder_layers
+from nlft.anatomy import decoder_layers, root_of
 from nlft.dissect.study import Study
 from nlft.methods.task_lora import ApartLora, adapter_of
 from nlft.pathways.header import PREFIX
@@ -89,7 +89,7 @@ def pathway_parts(model: Any, voices: Sequence[Voice], tasks: Sequence[str]) -> 
 
 def layer_of(name: str, model: Any) -> int | None:
     """Number of the decoder layer in which a module or tensor stands."""
-    root = model.get_base_model() if hasattr(model, "get_base_model") else model
+    root = root_of(model)
     found = re.search(rf"(?:^|\.){re.escape(decoder_layers(root)[0])}\.(\d+)\.", f"{name}.")
     return int(found[1]) if found else None
 

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from nlft.data.batch import Batch, collate, in_batches
+from nlft.data.batch import Batch, by_length, collate, in_batches
 from nlft.data.template import Encoded, encode_rows, prompt_ids
 from nlft.dissect.study import ROWS, Study, spread
 from nlft.measure.identity import Identity, tell_classes
 from nlft.measure.isolation import evaluating
 from nlft.measure.kl import divergence
-from nlft.measure.likelihood import by_length
 from nlft.pathways.reads import count_reads
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.task import TaskPeftConfig

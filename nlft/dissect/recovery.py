@@ -12,7 +12,7 @@ import torch
 from nlft.data.batch import collate
 from nlft.data.template import Encoded
 from nlft.dissect.study import Study, spread
-from nlft.ops.loss import target_loss
+from nlft.loss import target_loss
 from nlft.pathways.task import TaskPeftConfig
 from nlft.pathways.voices import reopened
 from nlft.types import Item
@@ -73,7 +73,7 @@ def train(study: Study, trained: list[torch.nn.Parameter], rows: Sequence[Encode
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seeds.dropout)
         for _ in range(STEPS):
-            loss = target_loss(model, batch.input_ids, batch.attention_mask, batch.labels) / batch.n_targets
+            loss = target_loss(model, batch) / batch.n_targets
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, study.recipe.train.clip)
             optimizer.step()

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from nlft.calibrate import inference
+from nlft.capture import inference
 from nlft.data.batch import collate
 from nlft.data.template import Encoded, prompt_ids
 from nlft.ops.health import core_set

@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig
 
-from nlft.data.batch import collate
+from nlft.data.batch import by_length, collate
 from nlft.data.template import Encoded
-from nlft.measure.likelihood import Likelihood, by_length
+from nlft.measure.likelihood import Likelihood
 from nlft.measure.prefix import can_share, positions_of
 from nlft.types import IGNORE
 

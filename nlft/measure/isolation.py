@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nlft.calibrate import inference
+from nlft.capture import inference
 
 
 @contextmanager

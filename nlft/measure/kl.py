@@ -11,11 +11,11 @@ from peft import PeftModel
 from torch import Tensor
 
 from nlft.base import in_dtype
-from nlft.data.batch import collate
+from nlft.data.batch import by_length, collate
 from nlft.data.template import Encoded
 from nlft.errors import NlftError
 from nlft.measure.isolation import evaluating
-from nlft.measure.likelihood import CHUNK, by_length, logits_at, predicting
+from nlft.measure.likelihood import CHUNK, logits_at, predicting
 from nlft.types import IGNORE
 
 Reference = Callable[[], Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
 
-from nlft.data.batch import Batch, collate
+from nlft.data.batch import Batch, by_length, collate, tokens_a_pass
 from nlft.data.template import Encoded, prompt_ids
+from nlft.frozen_prefix import keep_prefix, recalling
 from nlft.measure.prefix import can_share, in_batches, shared_logits, shared_prompts
 from nlft.types import IGNORE
 
@@ -33,26 +34,6 @@ class Likelihood:
     """True if every token of the last run of targets is the likeliest one after those before it."""
 
 
-TOKENS = {"cpu": 2048}
-"""Tokens of a pass by kind of device: what is computed then stays in a processor's caches."""
-MOST_TOKENS = 32768
-"""The same where the device is not named: a bound on the logits, which are [tokens, vocabulary]."""
-
-
-def by_length(lengths: Sequence[int], batch_size: int, most: int | None = None) -> Iterator[list[int]]:
-    """Indices of sequences in batches of like length, longest first: memory runs out at once or never.
-
-    Args:
-        most: tokens of a batch, padding included; one sequence may have more.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    at = 0
-    while at < len(order):
-        size = batch_size if most is None else min(batch_size, max(1, most // max(1, lengths[order[at]])))
-        yield order[at : at + size]
-        at += size
-
-
 def likelihoods(model: Any, encoded: Sequence[Encoded], pad_id: int, batch_size: int) -> list[Likelihood]:
     """One teacher-forced pass over all sequences; results in the given order.
 
@@ -67,7 +48,8 @@ def likelihoods(model: Any, encoded: Sequence[Encoded], pad_id: int, batch_size:
         members = [index for group in some for index in group.members]
         results.update(zip(members, _read(rows, batch, kept, logits, places), strict=True))
     rest = [index for index in range(len(encoded)) if index not in results]
-    most = TOKENS.get(device.type, MOST_TOKENS)
+    keep_prefix(model, [encoded[index] for index in rest], pad_id)
+    most = tokens_a_pass(device)
     for chosen in by_length([len(encoded[index].ids) for index in rest], batch_size, most):
         rows = [encoded[rest[place]] for place in chosen]
         batch = collate(rows, pad_id).to(device)
@@ -118,13 +100,13 @@ def logits_at(model: Any, batch: Batch, positions: Tensor) -> Tensor:
 
     The last column is not read, for nothing comes after it that it could predict.
     """
-    ids, mask = batch.input_ids[:, :-1], batch.attention_mask[:, :-1]
-    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-    if _takes_positions(model):
-        return model(**inputs, logits_to_keep=positions).logits
-    # Virtual tokens of prompt tuning come first, so the text's positions are counted from the end.
-    logits = model(**inputs).logits[:, -ids.shape[1] :]
-    return logits[:, positions.to(logits.device)]
+    inputs = batch.inputs(-1)
+    with recalling(model, batch, -1):
+        if _takes_positions(model):
+            return model(**inputs, use_cache=False, logits_to_keep=positions).logits
+        # Virtual tokens of prompt tuning come first, so the text's positions are counted from the end.
+        logits = model(**inputs, use_cache=False).logits[:, -inputs["input_ids"].shape[1] :]
+        return logits[:, positions.to(logits.device)]
 
 
 def _takes_positions(model: Any) -> bool:

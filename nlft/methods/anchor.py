@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nlft.calibrate import inference
+from nlft.capture import inference
 from nlft.config import EwcConfig, L2spConfig
 from nlft.data.batch import collate
 from nlft.data.template import Encoded
+from nlft.loss import target_loss
 from nlft.methods.penalty import trained
 from nlft.methods.protocol import TaskContext
-from nlft.ops.loss import target_loss
 
 
 class L2sp:
@@ -154,7 +154,7 @@ def fisher_diagonal(
     with inference(model), torch.enable_grad():
         for row in rows:
             batch = collate([row], pad_id).to(device)
-            loss = target_loss(model, batch.input_ids, batch.attention_mask, batch.labels)
+            loss = target_loss(model, batch)
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for name, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nlft.base import FrozenBase
-from nlft.calibrate import Moments, inference
+from nlft.calibrate import Moments
+from nlft.capture import inference
 from nlft.config import ClassMeansConfig
 from nlft.data.batch import collate
 from nlft.data.template import Encoded, encode_rows, pad_id, prompt_ids

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from nlft.base import without_adapter
-from nlft.calibrate import inference
+from nlft.capture import inference
 from nlft.config import ReplayConfig
 from nlft.data.batch import Sampler, collate
 from nlft.data.template import Encoded
 from nlft.errors import NlftError
+from nlft.loss import target_loss
 from nlft.methods.protocol import TaskContext
-from nlft.ops.loss import target_loss
 from nlft.types import IGNORE
 
 WRITTEN_ROWS, WRITTEN_LENGTH = 256, 64
@@ -63,7 +63,7 @@ class Replay:
             return None
         device = next(model.parameters()).device
         batch = collate(next(self.batches), self.pad_id).to(device)
-        nats = target_loss(model, batch.input_ids, batch.attention_mask, batch.labels)
+        nats = target_loss(model, batch)
         return self.config.weight * nats / batch.n_targets
 
     def end_task(self, model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import nn
 
 from nlft.base import FrozenBase
-from nlft.calibrate import inference
+from nlft.capture import inference
 from nlft.config import LoraConfig
 from nlft.data.batch import collate
 from nlft.data.template import Encoded

@@ -23,6 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from nlft.anatomy import root_of
 from nlft.base import name_of
 from nlft.errors import NlftError
 
@@ -110,7 +111,7 @@ def check_base(config: Any, model: nn.Module) -> None:
 
 def base_parameters(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters of the base under the names that they had before anything was wrapped, without those of adapters."""
-    root = model.get_base_model() if hasattr(model, "get_base_model") else model
+    root = root_of(model)
     foreign: list[str] = []
     for name, module in root.named_modules():
         if isinstance(module, BaseTunerLayer):

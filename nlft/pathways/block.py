@@ -9,7 +9,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from nlft.anatomy import block_input, find_blocks
+from nlft.anatomy import block_input, find_blocks, root_of
 from nlft.errors import NlftError
 from nlft.pathways.base_sample import check_base, plain_name, sample_base
 from nlft.pathways.gate import GATES, GateDict, install_gate, remove_gate
@@ -273,7 +273,7 @@ def chosen_blocks(blocks: list[str], layers: list[int] | int | None) -> set[str]
 
 def cores_of(model: Any, layer: type[PathwayLayer], adapter: str) -> dict[str, Any]:
     """The memories of one adapter by module, of the kind that stands in such layers."""
-    root = model.get_base_model() if hasattr(model, "get_base_model") else model
+    root = root_of(model)
     return {
         name: module.cores[adapter]
         for name, module in root.named_modules()

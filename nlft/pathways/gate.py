@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicLayer
 
-from nlft.anatomy import decoder_layers
+from nlft.anatomy import decoder_layers, root_of
 from nlft.errors import NlftError
 from nlft.ops.gate import accumulate, sticky
 from nlft.ops.keys import nearest, whitened
@@ -282,7 +282,7 @@ def remove_gate(model: Any, adapter: str) -> None:
 
 def decoder_of(model: Any) -> nn.Module:
     """The text decoder, which every forward pass goes through."""
-    root = model.get_base_model() if hasattr(model, "get_base_model") else model
+    root = root_of(model)
     return root.get_decoder() if hasattr(root, "get_decoder") else root
 
 

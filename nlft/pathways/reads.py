@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nlft.anatomy import decoder_layers
-from nlft.calibrate import inference
+from nlft.capture import inference
 from nlft.errors import NlftError
 from nlft.ops.keys import nearest
 from nlft.ops.slots import prototype_scores

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 
 from nlft.base import FrozenBase, load_base
 from nlft.config import BaseConfig, CmsConfig, TrainConfig
+from nlft.data.batch import Batch
 from nlft.data.template import Encoded
 from nlft.errors import NlftError
 from nlft.events import Events
+from nlft.loss import target_loss
 from nlft.measure.items import read_items, read_runs
 from nlft.methods.cms import Cms, dealt, level_groups
 from nlft.methods.protocol import TaskContext
-from nlft.ops.loss import target_loss
 from nlft.optim.multi_timescale import MultiTimescale
 from nlft.pathways.cms.model import levels_of
 from nlft.rescore import load_weights
@@ -133,7 +134,7 @@ def steps_of(
     weights, gradients = [tensors_of(model)], []
     for step in range(steps):
         ids = torch.tensor([row.ids for row in ROWS[step : step + 4]])
-        target_loss(model, ids, torch.ones_like(ids), ids).backward()
+        target_loss(model, Batch(ids, torch.ones_like(ids), ids)).backward()
         gradients.append({n: p.grad.clone() for level in levels_of(model) for n, p in level.items()})  # pyright: ignore
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

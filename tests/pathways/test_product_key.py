@@ -73,7 +73,7 @@ def test_accesses_count_attended_tokens_once_whatever_the_padding():
     assert torch.equal(whole.frequency, expected)
     assert torch.equal(short.frequency, pieces)
     pad = torch.nn.functional.pad
-    wide = [Batch(*(pad(t, (0, 4)) for t in (b.input_ids, b.attention_mask, b.labels))) for b in BACKGROUND]
+    wide = [Batch(pad(b.input_ids, (0, 4)), pad(b.attention_mask, (0, 4)), pad(b.labels, (0, 4))) for b in BACKGROUND]
     for other in (wide, BACKGROUND[::-1]):
         [again] = accesses(adapted, other, (4,))
         assert torch.equal(again[NAME].counts, short.counts)

@@ -10,8 +10,8 @@ from pathway_models import BACKGROUND, TASKS, adapt, batch, build, logits, loss
 
 from nlft.calibrate import block_inputs
 from nlft.data.batch import Batch
+from nlft.loss import target_loss
 from nlft.ops.choice import choose
-from nlft.ops.loss import target_loss
 from nlft.pathways.sparse_memory.model import begin_task, end_task, memories
 from nlft.pathways.sparse_memory.product_key import background_reads, keep_moved, open_tables, product_key_rows
 from nlft.pathways.sparse_memory.tally import RowSGD, Tally
@@ -28,7 +28,7 @@ def opened(**options):
 
 
 def backward(adapted, rows: Batch) -> None:
-    (target_loss(adapted, rows.input_ids, rows.attention_mask, rows.labels) / 50).backward()
+    (target_loss(adapted, rows) / 50).backward()
 
 
 def counts(adapted) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from nlft.anatomy import root_of
 from nlft.errors import NlftError
 from nlft.pathways.block import PathwayModel
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
@@ -24,7 +25,7 @@ class SparseMemoryModel(PathwayModel):
 
 def memory_layers(model: nn.Module) -> dict[str, SparseMemoryLayer]:
     """The wrapped blocks in layer order, by the names that the blocks have in the base model."""
-    root = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore
+    root = root_of(model)
     return {name: module for name, module in root.named_modules() if isinstance(module, SparseMemoryLayer)}
 
 

@@ -7,25 +7,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from nlft.data.batch import Batch
+from nlft.frozen_prefix import recalling
 from nlft.types import IGNORE
 
 
-def target_loss(
-    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
+def target_loss(model: Any, batch: Batch) -> torch.Tensor:
     """Summed cross entropy of the target tokens, in nats, float32.
 
     Args:
         model: a causal language model with `.logits` [B, T, vocabulary] in its output.
-        input_ids: [B, T] int64.
-        attention_mask: [B, T] int64, 0 at padding.
-        labels: [B, T] int64, un-shifted; `IGNORE` where a position is no target.
+        batch: on the model's device.
 
     Returns:
         Scalar float32: the sum over positions whose next token is a target.
     """
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
-    targets = labels[:, 1:]
+    with recalling(model, batch):
+        logits = model(**batch.inputs(), use_cache=False).logits[:, :-1]
+    targets = batch.labels[:, 1:]
     # Prompt tuning puts virtual tokens in front.
     logits = logits[:, -targets.shape[1] :]
     chosen = targets != IGNORE

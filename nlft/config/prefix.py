@@ -1,0 +1,22 @@
+"""The frozen prefix."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from nlft.config.section import Section
+
+
+class PrefixConfig(Section):
+    """What the base computes below the first layer that a method touches: kept by row instead of computed again."""
+
+    enabled: bool = True
+    """Whether it is kept. Scores are the same up to rounding."""
+    memory_gb: float = Field(default=1.0, ge=0)
+    """Most memory that it takes, in 10^9 bytes; what is beyond lies in files."""
+    disk_gb: float = Field(default=8.0, ge=0)
+    """Most room that its files take in the output folder, in 10^9 bytes; what is beyond is computed again."""
+    dtype: Literal["base", "bfloat16"] = "base"
+    """How it is kept: as the base computes, or rounded to bfloat16, half as large as float32."""
