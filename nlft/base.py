@@ -15,6 +15,7 @@ from torch import nn
 
 from nlft.anatomy import root_of
 from nlft.config import BaseConfig
+from nlft.distributed import shards_base
 from nlft.errors import BaseModelError, reason
 from nlft.hub import model_location, offline_unless_reachable
 
@@ -99,7 +100,7 @@ def load_base(config: BaseConfig) -> FrozenBase:
                 f"base.model: the tokenizer of {config.model!r} could not be loaded: {away}{reason(error)}",
                 "Save it beside the weights with the tokenizer's `save_pretrained`.",
             ) from error
-    if config.quantization == "none":
+    if config.quantization == "none" and not shards_base():
         model.to(device)
     return freeze(model, tokenizer, config.model)
 
@@ -193,6 +194,8 @@ def digest_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """sha256 over name, dtype, shape and bytes of tensors, in order of names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        if hasattr(tensor, "full_tensor"):  # a DTensor: a part of it lies in every process
+            tensor = tensor.full_tensor()  # pyright: ignore
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from nlft.config.prefix import FOLDER
 from nlft.errors import CheckpointError
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -74,11 +75,14 @@ def write_text(path: Path, text: str) -> None:
 def holds_nothing(folder: Path) -> bool:
     """True if a folder is absent, empty, or left by a process that was killed while it wrote its first file.
 
+    States of frozen layers (`prefix`) are no result.
+
     Raises:
         CheckpointError: it is a file, or cannot be looked into.
     """
     try:
-        return not folder.exists() or not [path for path in folder.iterdir() if path.name != "config.yaml" + PARTIAL]
+        own = ("config.yaml" + PARTIAL, FOLDER)
+        return not folder.exists() or not [path for path in folder.iterdir() if path.name not in own]
     except NotADirectoryError as error:
         raise CheckpointError(f"{folder} is a file, not a folder.", "Give another folder with --out.") from error
     except OSError as error:

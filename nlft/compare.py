@@ -17,6 +17,7 @@ from nlft.bracket import Added, rates_beyond
 from nlft.cells import is_done, join_cells, note_failure, row_of
 from nlft.checkpoint import holds_nothing, make_folder, write_text
 from nlft.config import Recipe
+from nlft.config.prefix import FOLDER
 from nlft.data.domain import load_domains, remarks
 from nlft.errors import CheckpointError, NlftError
 from nlft.events import Events
@@ -108,7 +109,8 @@ def compare(
     if origin is None:
         items = measure(base.model, base, recipe, prepared, 0, "base") if seconds or recipe.compare.widen else []
     del base, prepared
-    work, added = Work(out, domains, items, own, PrefixStore(recipe.prefix.memory_gb * 1e9)), []
+    store = PrefixStore(out / FOLDER, recipe.prefix, shared=executor == "ray" or (jobs or 1) > 1)
+    work, added = Work(out, domains, items, own, store), []
     for number in range(recipe.compare.widen + 1):
         run_todo(cells, work, seconds, jobs, executor, console, base_name, fingerprint)
         rows = join_cells(out, cells)
@@ -126,6 +128,7 @@ def compare(
         line = f"{counted(len(others), 'other run')} in the folder: not of this plan, kept, and not reported."
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     write_text(out / "added.json", json.dumps([asdict(one) for one in added], indent=1))
+    store.remove()
     write_report(out)
     return out
 

@@ -40,7 +40,7 @@ class Work:
     own: frozenset[str] = frozenset()
     """Methods that score the base themselves, for they compute in another dtype."""
     store: PrefixStore | None = None
-    """States of frozen prefixes; each process has its own tables."""
+    """States of frozen prefixes; processes share its files."""
 
     def share_of(self, cell: Cell) -> tuple[Domains, list[Item] | None]:
         """The rows of one cell, and the base's scores on them unless it takes them itself."""

@@ -6,25 +6,35 @@ read again: in every epoch, in calibration, in scoring.
 How a model runs from layer n on, without a line of its code copied: for one forward pass, stand-ins take the places
 of layers 0 to n - 1 in its list. The model's own forward runs as ever (embeddings, positions, masks, the layers from n
 on, its head), its first layers answer with nothing but what they are given, and the last of them answers with the
-states that were kept.
+states that were kept. Other ways are worse. A forward of one's own is a copy for every family, and ages with each.
+Hooks can replace what a layer gives, but not spare its work. Given as `inputs_embeds`, states are scaled (Gemma) or
+get positions added (GPT-2), and a decoder without its first layers gives later ones the masks of others (sliding
+windows alternate), or has caches and adapters under other numbers.
+
+What is kept does not depend on who asked first. Rows are computed in passes that their set alone decides: the sets that
+a run declares (`units`: the train rows of each task, the background), and whatever else is asked for at one time. Of
+several tables that hold a row, the one that was asked for last serves. Each stage of a run begins with a fresh
+`FrozenPrefix`, as a resumed run does, so both read the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
 
 from nlft.anatomy import decoder_layers, root_of
+from nlft.base import name_of
 from nlft.capture import inference, run_until_captured
 from nlft.config import PrefixConfig
 from nlft.data.batch import Batch, by_length, collate, tokens_a_pass
 from nlft.data.template import Encoded
-from nlft.prefix_store import PrefixStore, address_of
+from nlft.frozen_depth import draws, frozen_depth, reason_against
+from nlft.prefix_store import PrefixStore, Shape, address_of
+from nlft.stand_in import StandIn
 
 ATTRIBUTE = "nlft_frozen_prefix"
 """Where a model keeps its `FrozenPrefix`."""
@@ -32,115 +42,115 @@ ROWS = 64
 """Most rows of a pass that fills."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """By dtype of the states, how far logits may lie from those of a whole pass, relative to the largest of them."""
-DRAWS = ("drop", "jitter")
-"""Parts of names of settings by which a base draws at random while it trains."""
-HEADS = ("classifier", "summary")
-"""How names of settings begin that are about heads other than a language model's."""
 
-
-class StandIn(nn.Module):
-    """In a decoder's list for a layer below the prefix: gives back `states`, or what it is given when None."""
-
-    def __init__(self, layer: nn.Module, width: int | None, states: torch.Tensor | None) -> None:
-        super().__init__()
-        self.__dict__["layer"] = layer  # unregistered: its weights are no part of a stand-in
-        self.width = width
-        self.states = states
-
-    def __getattr__(self, name: str) -> Any:
-        # Decoders ask their layers for the kind of attention.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["layer"], name)
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """What the layer gives, in its form: a tensor, or a tuple whose first entry is one."""
-        states = hidden_states if self.states is None else self.states
-        return states if self.width is None else (states, *[None] * (self.width - 1))
+Ids = tuple[int, ...]
 
 
 class FrozenPrefix:
     """States [T, D] of rows in front of layer `depth`."""
 
-    def __init__(self, model: Any, fingerprint: str, config: PrefixConfig, store: PrefixStore) -> None:
-        self.root = root_of(model)
+    def __init__(
+        self,
+        model: Any,
+        fingerprint: str,
+        config: PrefixConfig,
+        store: PrefixStore,
+        units: Sequence[Sequence[Encoded]] = (),
+    ) -> None:
+        self.model, self.root = model, root_of(model)
         self.fingerprint, self.config, self.store = fingerprint, config, store
-        self.name, self.layers = decoder_layers(self.root)
+        self.layers = decoder_layers(self.root)[1]
+        self.units = [frozenset(tuple(row.ids) for row in unit) for unit in units]
         self.depth = 0
-        self.known: dict[tuple[int, ...], tuple[torch.Tensor, int]] = {}
-        """By ids of a row: the table that holds its states, and where they begin."""
-        self.width: int | None = None
-        """Entries of the tuple that a layer gives; None where it gives a tensor."""
+        self.asked = False
+        """Whether it is known how deep it is."""
+        self.stand_ins: list[StandIn] = []
+        self.known: dict[Ids, tuple[str, int]] = {}
+        """By ids of a row: the address of the table that holds its states, and where they begin."""
         self.refused: str | None = None
         """Why nothing is kept, as a sentence."""
         self.checked = False
+        self.draws = draws(self.root)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """A copy of a model has none: it may learn what the original does not."""
+        return type(None), ()
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the states that are kept."""
         return torch.bfloat16 if self.config.dtype == "bfloat16" else self.root.dtype
 
-    def keep(self, rows: Sequence[Encoded], pad_id: int) -> None:
-        """Computes and keeps the states of rows that are not known; does nothing where nothing can be kept.
+    @property
+    def size(self) -> int:
+        """D."""
+        return self.root.config.get_text_config().hidden_size
 
-        Rows go through the base by length and in one order, so what is kept does not depend on who asked first.
-        """
-        depth = frozen_depth(self.root, self.layers)
+    def keep(self, rows: Sequence[Encoded], pad_id: int) -> None:
+        """Sees to it that the states of rows are kept; does nothing where nothing can be."""
+        depth, self.asked = frozen_depth(self.root, self.layers), True
         if depth != self.depth:
             self.depth, self.known, self.checked = depth, {}, False
-            self.refused = reason_against(self.root)
-        new = list({ids: row for row in rows if (ids := tuple(row.ids)) not in self.known}.values())
-        if not depth or self.refused or not new:
+            self.stand_ins = [StandIn(layer) for layer in list(self.layers)[:depth]]
+            self.refused = reason_against(self.model)
+        if not depth or self.refused:
             return
-        address = address_of(self.fingerprint, [row.ids for row in new], depth, self.dtype)
-        table = self.store.find(address)
-        if not self.checked:
-            self.check(new, pad_id)
-            if self.refused:
-                return
-        if table is None:
-            size = sum(len(row.ids) for row in new) * self.root.config.get_text_config().hidden_size
-            if not self.store.has_room(size * self.dtype.itemsize):
-                return
-            table = self.store.add(address, self.compute(new, pad_id))
-        start = 0
-        for row in new:
-            self.known[tuple(row.ids)] = (table, start)
-            start += len(row.ids)
+        asked = {tuple(row.ids) for row in rows}
+        addresses = {self.known.get(ids, ("", 0))[0] for ids in asked}
+        if addresses <= self.store.tables.keys():
+            for address in sorted(addresses):
+                self.store.find(address)
+            return
+        for part in self.parts(asked):
+            # By length, so that little is padded, and in one order whoever asks.
+            ordered = sorted(part, key=lambda ids: (-len(ids), ids))
+            if not self.checked:
+                self.check([ordered[0], ordered[-1]], pad_id)
+                if self.refused:
+                    return
+            decides = (self.fingerprint, depth, name_of(self.root.dtype), name_of(self.dtype))
+            address = address_of(decides, ordered)
+            if self.store.find(address) is None:
+                shape = Shape(sum(map(len, ordered)), self.size, self.dtype)
+                with inference(self.root):
+                    if self.store.add(address, shape, partial(self.compute, ordered, pad_id)) is None:
+                        continue
+            start = 0
+            for ids in ordered:
+                self.known[ids] = (address, start)
+                start += len(ids)
 
-    def compute(self, rows: Sequence[Encoded], pad_id: int) -> torch.Tensor:
-        """States [N, D] of the tokens of rows, one row after another, on the CPU."""
+    def parts(self, asked: set[Ids]) -> Iterator[set[Ids]]:
+        """The declared sets within what is asked for, and the rest."""
+        for unit in self.units:
+            if unit and unit <= asked:
+                yield set(unit)
+                asked = asked - unit
+        if asked:
+            yield asked
+
+    def compute(self, rows: Sequence[Ids], pad_id: int) -> Iterator[torch.Tensor]:
+        """States [n, D] on the CPU, pass by pass, of the tokens of rows, one row behind another."""
         layer = {"layer": self.layers[self.depth]}
         device = next(self.root.parameters()).device
-        starts, total = [], 0
-        for row in rows:
-            starts.append(total)
-            total += len(row.ids)
-        table = torch.empty(total, self.root.config.get_text_config().hidden_size, dtype=self.dtype)
-        with inference(self.root):
-            for chosen in by_length([len(row.ids) for row in rows], ROWS, tokens_a_pass(device)):
-                batch = collate([rows[i] for i in chosen], pad_id).to(device)
-                states = run_until_captured(self.root, layer, batch.input_ids, batch.attention_mask)["layer"]
-                for i, found in zip(chosen, states, strict=True):
-                    length = len(rows[i].ids)
-                    table[starts[i] : starts[i] + length] = found[:length]
-        return table
+        for chosen in by_length([len(ids) for ids in rows], ROWS, tokens_a_pass(device)):
+            batch = collated([rows[i] for i in chosen], pad_id).to(device)
+            states = run_until_captured(self.root, layer, batch.input_ids, batch.attention_mask)["layer"]
+            yield states[batch.attention_mask != 0].to(self.dtype).cpu()
 
-    def check(self, rows: Sequence[Encoded], pad_id: int) -> None:
+    def check(self, rows: Sequence[Ids], pad_id: int) -> None:
         """Reads a few rows both ways, and refuses where the logits are not the same."""
-        few = sorted(rows, key=lambda row: len(row.ids))[:4]
-        device = next(self.root.parameters()).device
-        batch = collate(few, pad_id).to(device)
+        batch = collated(rows, pad_id).to(next(self.root.parameters()).device)
         found: list[Any] = []
         handle = self.layers[self.depth - 1].register_forward_hook(lambda _module, _args, out: found.append(out))
         try:
             with inference(self.root):
                 whole = self.root(**batch.inputs(), use_cache=False).logits
-                self.width = len(found[0]) if isinstance(found[0], tuple) else None
                 states = found[0][0] if isinstance(found[0], tuple) else found[0]
-                if states.shape != (*batch.input_ids.shape, self.root.config.get_text_config().hidden_size):
-                    self.refused = f"Its layers pass on states of shape {tuple(states.shape)}."
+                for one in self.stand_ins:
+                    one.width = len(found[0]) if isinstance(found[0], tuple) else None
+                if states.shape != (*batch.input_ids.shape, self.size):
+                    self.refused = f"its layers pass on states of shape {tuple(states.shape)}"
                     return
                 with self.standing_in(states.to(self.dtype).to(states.dtype)):
                     part = self.root(**batch.inputs(), use_cache=False).logits
@@ -149,49 +159,88 @@ class FrozenPrefix:
         real = batch.attention_mask != 0
         error = float((whole - part)[real].abs().max() / whole[real].abs().max())
         if not error <= TOLERANCE[self.dtype]:
-            self.refused = f"Begun at layer {self.depth}, it gives other logits (by {error:.1e} of the largest)."
+            self.refused = f"begun at layer {self.depth}, it gives other logits (by {error:.1e} of the largest)"
         self.checked = True
 
     def states(self, batch: Batch, width: int | None = None) -> torch.Tensor | None:
-        """The states [B, T, D] of a batch's first `width` columns, 0 at padding; None where a row is not known."""
-        if not batch.rows or not self.depth or (self.root.training and draws(self.root)):
+        """The states [B, T, D] of a batch's first `width` columns, 0 at padding; None where a row is not known.
+
+        Nor where a row stands at other positions than those it was computed at (padding on the left), and while a base
+        draws at random.
+        """
+        if not batch.rows or not self.depth or (self.draws and self.root.training):
             return None
-        found = [self.known.get(tuple(row.ids)) for row in batch.rows]
-        if any(one is None for one in found):
+        if batch.position_ids is None and any(column for _, column in batch.places):
             return None
         lines, columns = batch.input_ids[:, :width].shape
-        first = cast(tuple[torch.Tensor, int], found[0])[0]
-        states = torch.zeros(lines, columns, first.shape[1], dtype=first.dtype)
-        for row, (line, column), one in zip(batch.rows, batch.places, found, strict=True):
-            table, start = cast(tuple[torch.Tensor, int], one)
-            length = min(len(row.ids), columns - column)
+        device = batch.input_ids.device
+        states = torch.zeros(lines, columns, self.size, dtype=self.dtype, pin_memory=device.type == "cuda")
+        for row, (line, column) in zip(batch.rows, batch.places, strict=True):
+            address, start = self.known.get(tuple(row.ids), ("", 0))
+            table = self.store.tables.get(address)
+            if table is None:
+                return None
+            length = max(0, min(len(row.ids), columns - column))
             states[line, column : column + length] = table[start : start + length]
-        return states.to(batch.input_ids.device, self.root.dtype, non_blocking=True)
+        return states.to(device, non_blocking=True).to(self.root.dtype)
 
     @contextmanager
     def standing_in(self, states: torch.Tensor) -> Iterator[None]:
         """The layers below the prefix answer from `states` [B, T, D]."""
-        places = self.layers._modules
-        own = [places[str(index)] for index in range(self.depth)]
-        for index, layer in enumerate(own):
-            last = index == self.depth - 1
-            places[str(index)] = StandIn(cast(nn.Module, layer), self.width, states if last else None)
+        own = list(self.layers)[: len(self.stand_ins)]
+        self.stand_ins[-1].states = states
         try:
+            for index, stand_in in enumerate(self.stand_ins):
+                self.layers[index] = stand_in
             yield
         finally:
             for index, layer in enumerate(own):
-                places[str(index)] = layer
+                self.layers[index] = layer
+            self.stand_ins[-1].states = None
+
+    def remarks(self) -> list[str]:
+        """What the user should know of this prefix and has not been told: how much is kept, or why nothing is."""
+        said = self.store.said
+        found = {"room": self.store.shortage} if self.store.shortage else {}
+        if self.refused:
+            found[self.refused] = f"Nothing of the base is kept between passes: {self.refused}."
+        elif own := {address for address, _ in self.known.values()} & self.store.tables.keys():
+            size = sum(self.store.tables[address].nbytes for address in own)
+            mapped = sum(self.store.tables[address].nbytes for address in own & self.store.mapped)
+            where = "in memory" if not mapped else "in files" if mapped == size else "in memory and files"
+            while_training = "; not while training, for the base draws at random then" if self.draws else ""
+            found[f"depth {self.depth}"] = (
+                f"The first {self.depth} of {len(self.layers)} layers give constants: {len(self.known):,} rows,"
+                f" {size / 1e6:,.1f} MB {where}{while_training}."
+            )
+        elif self.asked and not self.depth and any(not parameter.requires_grad for parameter in self.root.parameters()):
+            found["first layer"] = "Nothing of the base is kept between passes: its first layer is adapted or trained."
+        new = [line for key, line in found.items() if key not in said]
+        said.update(found)
+        return new
 
 
-def install_prefix(model: Any, fingerprint: str, config: PrefixConfig, store: PrefixStore) -> FrozenPrefix | None:
-    """Gives a model a frozen prefix, which is empty; None where the config wants none.
+def collated(rows: Sequence[Ids], pad_id: int) -> Batch:
+    """A batch of rows by their ids."""
+    return collate([Encoded(list(ids), list(ids), 0) for ids in rows], pad_id)
+
+
+def install_prefix(
+    model: Any,
+    fingerprint: str,
+    config: PrefixConfig,
+    store: PrefixStore,
+    units: Sequence[Sequence[Encoded]] = (),
+) -> FrozenPrefix | None:
+    """Gives a model a frozen prefix, which is empty, in place of one that it has; None where the config wants none.
 
     Args:
         fingerprint: of the base.
+        units: sets of rows that are asked for together, alone or with others; each is kept as one table.
     """
     if not config.enabled:
         return None
-    prefix = FrozenPrefix(model, fingerprint, config, store)
+    prefix = FrozenPrefix(model, fingerprint, config, store, units)
     setattr(root_of(model), ATTRIBUTE, prefix)
     return prefix
 
@@ -208,6 +257,12 @@ def keep_prefix(model: Any, rows: Sequence[Encoded], pad_id: int) -> None:
         prefix.keep(rows, pad_id)
 
 
+def prefix_remarks(model: Any) -> list[str]:
+    """What the user should know of a model's frozen prefix and has not been told."""
+    prefix = prefix_of(model)
+    return [] if prefix is None else prefix.remarks()
+
+
 @contextmanager
 def recalling(model: Any, batch: Batch, width: int | None = None) -> Iterator[None]:
     """A forward pass inside, over the first `width` columns of a batch, begins where the frozen prefix ends.
@@ -221,44 +276,3 @@ def recalling(model: Any, batch: Batch, width: int | None = None) -> Iterator[No
         return
     with prefix.standing_in(states):
         yield
-
-
-def frozen_depth(root: Any, layers: nn.ModuleList) -> int:
-    """How many layers, from the first, give what the base gives whatever is learned.
-
-    A layer ends them in which anything is adapted, trained or listened to.
-    """
-    inside = {id(parameter) for parameter in layers.parameters()}
-    head = root.get_output_embeddings()
-    inside |= {id(parameter) for parameter in head.parameters()} if head is not None else set()
-    shared = {id(parameter) for parameter in root.get_input_embeddings().parameters()}
-    for parameter in root.parameters():
-        if parameter.requires_grad and (id(parameter) in shared or id(parameter) not in inside):
-            return 0
-    if isinstance(root.get_input_embeddings(), BaseTunerLayer):
-        return 0
-    for index, layer in enumerate(layers):
-        touched = any(parameter.requires_grad for parameter in layer.parameters())
-        for module in layer.modules():
-            touched |= isinstance(module, BaseTunerLayer) or bool(module._forward_pre_hooks or module._forward_hooks)
-        if touched:
-            return index
-    return len(layers) - 1  # nothing is adapted
-
-
-def draws(root: Any) -> bool:
-    """Whether a base draws at random while it trains, so that its states are no constants."""
-    settings = root.config.get_text_config().to_dict()
-    names = [key for key in settings if any(part in key for part in DRAWS) and not key.startswith(HEADS)]
-    return any(isinstance(settings[name], float) and settings[name] > 0 for name in names)
-
-
-def reason_against(root: Any) -> str | None:
-    """Why the states of a row would not be a constant, or not be all that later layers need; None if they are."""
-    config = root.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    if any(kind in str(rope.get("rope_type", "")) for kind in ("dynamic", "longrope")):
-        return "Its positions turn by the longest row of a batch."
-    if getattr(config, "num_kv_shared_layers", 0):
-        return "Its later layers read keys and values of earlier ones."
-    return None

@@ -107,10 +107,13 @@ def address_of(cell: Cell, base_sha256: str, rows_sha256: str, adapter_sha256: s
         adapter_sha256: of the adapter from which it goes on, whatever that is called; empty if it begins at the base.
     """
     left_out = {"name", "out", "compare", "adapter", "prefix"} | ({"earlier"} if not cell.recipe.earlier else set())
+    dumped = cell.recipe.model_dump(mode="json", exclude=left_out)
+    if not cell.recipe.train.packing:  # so that addresses stay which were given before there was packing
+        del dumped["train"]["packing"]
     decides: dict[str, Any] = {
         "results": RESULTS,
         "setting": cell.setting,
-        "recipe": cell.recipe.model_dump(mode="json", exclude=left_out),
+        "recipe": dumped,
         "base_sha256": base_sha256,
         "rows_sha256": rows_sha256,
     }

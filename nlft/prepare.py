@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nlft.base import FrozenBase
 from nlft.config import DataConfig, Recipe
@@ -11,6 +11,7 @@ from nlft.data.domain import Domains
 from nlft.data.harness import task_texts
 from nlft.data.template import Encoded, TooLong, encode_rows, pad_id
 from nlft.errors import DataError, NlftError, combined
+from nlft.measure.encodings import Encodings
 from nlft.measure.evaluation import check_evaluation
 from nlft.methods.calibration import check_budget
 from nlft.methods.protocol import TaskContext
@@ -32,6 +33,8 @@ class Prepared:
     pad_id: int
     rows_sha256: str
     """Hash of every row, in the recipe's order of tasks."""
+    encodings: Encodings = field(default_factory=Encodings, repr=False, compare=False)
+    """Tokens of the rows that are scored."""
 
     def joined(self) -> Prepared:
         """The same with all tasks as one, named `a+b+c`: all their train rows, and a column for each one's tests."""

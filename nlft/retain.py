@@ -23,6 +23,7 @@ from nlft.capture import inference
 from nlft.data.batch import collate
 from nlft.data.template import Encoded
 from nlft.errors import NlftError
+from nlft.frozen_prefix import recalling
 from nlft.ops.risk import allowance
 from nlft.pathways.shift import SILENT, has_gate, set_shift, shifts_restored
 from nlft.types import IGNORE
@@ -165,7 +166,8 @@ def predictions(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: in
         for at in range(0, len(order), batch_size):
             chosen = order[at : at + batch_size]
             batch = collate([rows[i] for i in chosen], pad_id).to(device)
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+            with recalling(model, batch):
+                logits = model(**batch.inputs(), use_cache=False).logits
             likeliest, targets = logits[:, :-1].argmax(dim=-1), batch.labels[:, 1:]
             right, counted = (likeliest == targets).cpu(), (targets != IGNORE).cpu()
             found.update((i, right[b][counted[b]]) for b, i in enumerate(chosen))

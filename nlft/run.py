@@ -15,15 +15,17 @@ from typing import Any
 
 from rich.console import Console
 
-from nlft.base import load_base, without_adapter
+from nlft.base import choose_device, load_base, named_tensors, without_adapter
 from nlft.checkpoint import disk_error, finished_stages, make_folder, write_folder, write_text
 from nlft.config import Recipe
+from nlft.config.prefix import FOLDER
 from nlft.data.domain import Domains, load_domains, remarks
 from nlft.dissect.findings import dissect, facts_of
 from nlft.dissect.study import Study
+from nlft.distributed import join_processes, leads, shards_base, take_from_first, wait_for_all, world
 from nlft.errors import NlftError, reason
 from nlft.events import Events
-from nlft.frozen_prefix import install_prefix
+from nlft.frozen_prefix import install_prefix, prefix_remarks
 from nlft.measure.items import write_items, write_runs
 from nlft.methods import build_method
 from nlft.origin import read_start
@@ -34,6 +36,7 @@ from nlft.prepare import prepare
 from nlft.recipes import dump_recipe
 from nlft.report import write_report
 from nlft.scoring import measure
+from nlft.sharding import check_method, shared_out
 from nlft.stage import Stage, check_inputs, read_stages, save_stage, undamaged
 from nlft.start import announcement, as_base, as_begun, begin, check_methods, find_start
 from nlft.train import train_stage
@@ -69,7 +72,7 @@ def run_method(
         report: write summary, report and figures.
         setting: as in `runs.parquet`; "multitask" learns all tasks at once, as one stage.
         cell: content address, for `runs.parquet`.
-        store: where the states of frozen prefixes are kept that several runs share.
+        store: where the states of frozen prefixes are kept that several runs share; the run's own when None.
 
     Returns:
         The result folder.
@@ -79,7 +82,11 @@ def run_method(
     """
     console, out = console or Console(quiet=True), out.resolve()
     recipe, name = single_method(as_begun(recipe, out) if resume else recipe, method)
-    check_folder(out, recipe, resume)
+    join_processes(choose_device(recipe.base.device))
+    if leads():
+        check_folder(out, recipe, resume)
+    else:
+        console = Console(quiet=True)
     started = time.perf_counter()
     done = finished_stages(out) if resume else []
     found = None if done else find_start(recipe)
@@ -91,20 +98,25 @@ def run_method(
             console.print(line, style="dim", markup=False, highlight=False)
     with naming(name):
         learner = build_method(recipe.methods[name])
-    base = load_base(recipe.base)
+    check_method(learner.changes_base, name)
+    base = shared_out(load_base(recipe.base), recipe.base)
     prepared = prepare(recipe, domains, base, first)
     if found is not None:
         recipe = recipe.model_copy(update={"adapter": found.start.name})
         check_methods(recipe, found, base)
         console.print(*announcement(recipe, found, domains), sep="\n", markup=False, highlight=False, soft_wrap=True)
+    units = [*prepared.train.values(), prepared.background]
     if setting == "multitask":
         prepared = prepared.joined()
         domains = prepared.domains
     witness = logits_digest(base.model, base, prepared)
-    store = store or PrefixStore(recipe.prefix.memory_gb * 1e9)
-    keep_constants = partial(install_prefix, fingerprint=base.fingerprint, config=recipe.prefix, store=store)
+    # With a sharded base no process may find what others still compute, for they would wait for it.
+    kept = store or PrefixStore(None if shards_base() else out / FOLDER, recipe.prefix, shared=world() > 1)
+    keep_constants = partial(
+        install_prefix, fingerprint=base.fingerprint, config=recipe.prefix, store=kept, units=units
+    )
     inputs: dict[str, Any] = {"base_sha256": base.fingerprint, "rows_sha256": prepared.rows_sha256}
-    events = Events(out / "events.jsonl")
+    events = Events(out / "events.jsonl" if leads() else None)
     start = {"method": name, "base": base.name, "fingerprint": base.fingerprint, "resume": resume, "cwd": os.getcwd()}
     if started_from is not None:
         inputs["start"] = start["start"] = asdict(started_from)
@@ -123,7 +135,8 @@ def run_method(
         with naming(name):
             model = begin(learner, base, found) if found else learner.attach(base, recipe.train.seeds.init)
         keep_constants(model)
-        make_folder(out)
+        if leads():
+            make_folder(out)
         begun = time.perf_counter()
         if found is not None:  # row 0 is what one starts from, so with the adapter on
             base_items = as_base(measure(model, base, recipe, prepared, 0, "on", learner))
@@ -132,9 +145,11 @@ def run_method(
                 base_items = measure(model, base, recipe, prepared, 0, "base")
         now = time.perf_counter()
         stages = [Stage("base", base_items, None, now - begun, now - saved)]
-        write_text(out / "config.yaml", dump_recipe(recipe))
+        if leads():
+            write_text(out / "config.yaml", dump_recipe(recipe))
         events.write("start", **start)
-        save_stage(out, 0, stages[0], inputs, None)
+        if leads():
+            save_stage(out, 0, stages[0], inputs, None)
         saved = now
 
     for stage, task in enumerate(domains.tasks, start=1):
@@ -142,7 +157,9 @@ def run_method(
             continue
         events.write("stage", stage=stage, task=task.name)
         begun = time.perf_counter()
+        keep_constants(model)  # afresh, as for a resumed run
         learner.begin_task(model, prepared.context(recipe, base, stage, first))
+        take_from_first(one for key, one in named_tensors(model) if key not in base.names)
         preparing = time.perf_counter() - begun
         cost = train_stage(
             model,
@@ -171,42 +188,48 @@ def run_method(
             scores += dissect(study, recipe.measure.dissect, out / "dissect.json")
         now = time.perf_counter()
         stages.append(Stage(task.name, scores, cost, now - begun, now - saved))
-        save_stage(out, stage, stages[-1], {}, partial(learner.save, model))
+        if leads():
+            save_stage(out, stage, stages[-1], {}, partial(learner.save, model))
         saved = now
         events.write("measured", stage=stage, task=task.name, **asdict(cost))
         took = "without a step"
         if cost.steps:
             took = f"in {cost.seconds:.0f} s ({cost.tokens / cost.seconds:,.0f} tok/s), loss {cost.final_loss:.3f}"
         console.print(f"{name}: {task.name} learned {took}", highlight=False)
+        for line in prefix_remarks(model):
+            console.print(line, style="dim", markup=False, highlight=False)
 
     unchanged = None if learner.changes_base else base.is_unchanged(model)
     off_equals_base = None if learner.changes_base else off_digest(model, base, prepared) == witness
-    if not learner.changes_base:
-        write_folder(out / "adapter", lambda folder: learner.save(model, folder), "The adapter")
-    wall_s = sum(stage.wall_s for stage in stages) + time.perf_counter() - saved
-    row = row_of(recipe, name, base, prepared.domains, learner, stages, out, wall_s)
-    row |= {
+    changed = unchanged is False or off_equals_base is False
+    facts = {
         "setting": setting,
         "cell": cell,
         "start": json.dumps(asdict(started_from)) if started_from else None,
-        "dissect": facts_of(out),
         "base_unchanged": unchanged,
         "off_equals_base": off_equals_base,
         "latency_ratio": None if learner.changes_base else latency_ratio(model, base, prepared),
     }
-    changed = unchanged is False or off_equals_base is False
     if changed:
-        row["status"] = f"failed: the base was changed (weights equal {unchanged}, off equals base {off_equals_base})"
-    try:
-        write_items(out / "items.parquet", out.name, [item for stage in stages for item in stage.items])
-        write_runs(out / "runs.parquet", [row])
-        if not keep_stages:
-            shutil.rmtree(out / "stages")
-        if report:
-            write_report(out)
-    except OSError as error:
-        raise disk_error(error, out, "The results") from error
+        facts["status"] = f"failed: the base was changed (weights equal {unchanged}, off equals base {off_equals_base})"
+    if leads():
+        if not learner.changes_base:
+            write_folder(out / "adapter", lambda folder: learner.save(model, folder), "The adapter")
+        wall_s = sum(stage.wall_s for stage in stages) + time.perf_counter() - saved
+        row = row_of(recipe, name, base, prepared.domains, learner, stages, out, wall_s)
+        try:
+            write_items(out / "items.parquet", out.name, [item for stage in stages for item in stage.items])
+            write_runs(out / "runs.parquet", [row | {"dissect": facts_of(out)} | facts])
+            if not keep_stages:
+                shutil.rmtree(out / "stages")
+            if report:
+                write_report(out)
+        except OSError as error:
+            raise disk_error(error, out, "The results") from error
+        if store is None:
+            kept.remove()
     events.write("end", base_unchanged=unchanged, off_equals_base=off_equals_base)
+    wait_for_all()
     if changed:
         raise NlftError(
             f"The base was changed by {name!r} (weights equal: {unchanged}, off equals base: {off_equals_base}).",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from peft import PeftModel
 
 from nlft.base import FrozenBase, load_base
 from nlft.config import BaseConfig, Recipe
+from nlft.distributed import dealt_out
 from nlft.measure.score import score
 from nlft.methods.protocol import Method
 from nlft.prepare import Prepared
@@ -25,7 +27,10 @@ def measure(
     condition: Condition,
     learner: Method | None = None,
 ) -> list[Item]:
-    """Scores every evaluation of a recipe at one stage, as the method wants it if one is given."""
+    """Scores every evaluation of a recipe at one stage, as the method wants it if one is given.
+
+    Several processes share the columns, and each gets all scores.
+    """
 
     keeps_base = learner is None or not learner.changes_base
 
@@ -48,12 +53,15 @@ def measure(
             max_new_tokens=recipe.measure.max_new_tokens,
             too_long=prepared.too_long[evaluation.column],
             reference=reference_of(network),
+            encodings=prepared.encodings,
         )
 
-    items = []
-    for evaluation in prepared.domains.evaluations:
-        items += learner.score(model, evaluation, condition, ask) if learner else ask(model, evaluation)
-    return items
+    def of_column(evaluation: Evaluation) -> list[Item]:
+        return learner.score(model, evaluation, condition, ask) if learner else ask(model, evaluation)
+
+    columns = prepared.domains.evaluations
+    # A column is scored whole by one process, so its batches are those of a process that is alone.
+    return list(chain.from_iterable(dealt_out(of_column, columns, [len(one.rows) for one in columns])))
 
 
 def _untouched(config: BaseConfig) -> Any:

@@ -6,21 +6,24 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from torch import nn
 
 from nlft.config import TrainConfig
-from nlft.data.batch import Sampler, collate
+from nlft.data.batch import Batch, Sampler, collate
+from nlft.data.packing import pack
 from nlft.data.template import Encoded
+from nlft.distributed import check_alike, rank, shards_base, shares, sum_gradients, total, world
 from nlft.errors import NlftError
 from nlft.events import Events, StageLine
 from nlft.frozen_prefix import keep_prefix
 from nlft.loss import target_loss
 from nlft.methods.protocol import Method
+from nlft.packed import check_packing
 from nlft.peak import read_peak, reset_peak
 
 
@@ -50,12 +53,11 @@ class StageCost:
     """Of what penalties hold after the stage."""
 
 
-def make_accelerator(precision: str, device: torch.device) -> Accelerator:
-    """accelerate's handle on the device; bfloat16 autocast on a GPU that has it unless `precision` says otherwise."""
+def computes_in_bf16(precision: str, device: torch.device) -> bool:
+    """Whether passes are made under bfloat16 autocast: as `train.precision` says, or on a GPU that has it."""
     if precision == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bfloat16" if has_bf16 else "float32"
-    return Accelerator(mixed_precision="bf16" if precision == "bfloat16" else "no", cpu=device.type == "cpu")
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bfloat16"
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: str) -> float:
@@ -97,7 +99,9 @@ def train_stage(
     """Trains `model` on one task.
 
     The loss of an optimiser step is the sum over its target tokens divided by their number, over all
-    micro-batches and processes, so the split into micro-batches does not matter.
+    micro-batches and processes, so the split into micro-batches does not matter. Of several processes each takes a
+    share of the rows of every step; gradients are summed before they are clipped, and every process makes the same
+    step.
 
     Args:
         rows: encoded train rows.
@@ -114,41 +118,41 @@ def train_stage(
         return StageCost(steps=0, tokens=0, seconds=0.0, trainable=0, final_loss=None)
     if not trained:
         raise NlftError(f"{label}: the method left nothing to train.", "Choose another method or more layers.")
-    accelerator = make_accelerator(config.precision, trained[0].device)
-    reset_peak(accelerator.device)
+    device = trained[0].device
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, computes_in_bf16(config.precision, device))
+    reset_peak(device)
     optimizer = method.optimizer(model, lr)
-    network = accelerator.prepare_model(model)
     if config.gradient_checkpointing:
         getattr(model, "gradient_checkpointing_enable")({"use_reentrant": False})  # noqa: B009
     number = learned + stage
     sampler = iter(Sampler(rows, config.batch_size, config.seeds.data + 1000 * number))
-    world, rank = accelerator.num_processes, accelerator.process_index
     tokens, losses, started = 0, [], time.perf_counter()
+    if config.packing:
+        check_packing(model, rows, pad_id)
     keep_prefix(model, rows, pad_id)
     model.train()
     with torch.random.fork_rng(), StageLine(console, label, steps) as line:
-        torch.manual_seed(config.seeds.dropout + 1000 * number + rank)
+        torch.manual_seed(config.seeds.dropout + 1000 * number + rank())
         for step in range(steps):
             chosen = next(sampler)
-            size = config.micro_batch_size or len(chosen)
-            micro_batches = [collate(chosen[i : i + size], pad_id) for i in range(0, len(chosen), size)]
-            n_targets = sum(batch.n_targets for batch in micro_batches)
+            n_targets = sum(row.n_targets for row in chosen)
             rate = learning_rate(step, steps, lr, config.warmup, config.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
 
-            nats = torch.zeros((), device=accelerator.device)
-            for batch in micro_batches[rank::world]:
-                batch = batch.to(accelerator.device)
-                loss = target_loss(network, batch)
-                # Distributed training averages gradients over processes; the factor makes it a sum again.
-                accelerator.backward(loss * (world / n_targets))
-                nats += loss.detach()
-            penalty = method.penalty(network)
+            nats = torch.zeros((), device=device)
+            for batch, weight in passes_of(chosen, config, pad_id):
+                with autocast():
+                    loss = target_loss(model, batch.to(device))
+                (loss * (weight / n_targets)).backward()
+                nats += loss.detach() * weight
+            with autocast():
+                penalty = method.penalty(model)
             if penalty is not None:
-                accelerator.backward(penalty)
-            norm = accelerator.clip_grad_norm_(trained, config.clip)
-            mean_loss = float(cast(torch.Tensor, accelerator.reduce(nats, "sum"))) / n_targets
+                (penalty / world()).backward()
+            sum_gradients(trained)
+            norm = torch.nn.utils.clip_grad_norm_(trained, config.clip)
+            mean_loss = float(total(nats)) / n_targets
             if not math.isfinite(mean_loss):
                 raise NlftError(
                     f"{label}: the loss of step {step + 1} is {mean_loss}, so training diverged.",
@@ -157,7 +161,7 @@ def train_stage(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-            tokens += sum(int(batch.attention_mask.sum()) for batch in micro_batches)
+            tokens += sum(len(row.ids) for row in chosen)
             losses.append(mean_loss)
             line.advance(mean_loss, tokens)
             if step % 10 == 0 or step == steps - 1:
@@ -167,17 +171,17 @@ def train_stage(
                     step=step + 1,
                     loss=mean_loss,
                     lr=rate,
-                    grad_norm=float(cast(torch.Tensor, norm)),
+                    grad_norm=float(norm),
                     tokens=tokens,
                 )
-    accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     model.eval()
     if not all(bool(p.isfinite().all()) for p in trained):
         raise NlftError(
             f"{label}: weights are no longer finite after {steps} steps, so training diverged.",
             f"Lower the learning rate (it is {lr:g}).",
         )
-    peak = read_peak(accelerator.device)
+    check_alike(trained, label)
+    peak = read_peak(device)
     tail: list[Any] = losses[-max(1, steps // 10) :]
     return StageCost(
         steps=steps,
@@ -195,3 +199,20 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of the tensors in an optimiser's state."""
     values = [value for state in optimizer.state.values() for value in state.values()]
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+
+
+def passes_of(rows: Sequence[Encoded], config: TrainConfig, pad_id: int) -> list[tuple[Batch, float]]:
+    """The forward passes of this process for one step: micro-batches of its share of the rows, each weighing 1.
+
+    Rows are dealt out by their tokens; a share may be empty. With a sharded base every process makes as many passes as
+    the one that makes most, for none can compute without the others; those that it adds weigh 0.
+    """
+    dealt = shares([len(row.ids) for row in rows], world())
+    size = config.micro_batch_size or len(rows)
+    own = [rows[i] for i in dealt[rank()]]
+    together = pack if config.packing else collate
+    passes = [(together(own[i : i + size], pad_id), 1.0) for i in range(0, len(own), size)]
+    if shards_base():
+        most = max(math.ceil(len(share) / size) for share in dealt)
+        passes += [(together(rows[:1], pad_id), 0.0)] * (most - len(passes))
+    return passes

@@ -185,3 +185,14 @@ def test_calibrate_base_refuses_a_background_without_tokens():
     model = tiny()
     with pytest.raises(NlftError, match="no token to calibrate on"):
         calibrate_base(model, find_blocks(model)[:1], [batch([1, 1], 3)])
+
+
+def test_moments_of_wide_states_are_those_of_float64():
+    states = torch.randn(700, 300, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 1, 300) + 100
+    moments = Moments()
+    for part in states.split([300, 1, 399]):
+        moments.add(part)
+    exact = torch.cov(states.double().T, correction=0)
+    scales = exact.diagonal().sqrt()
+    assert float(((moments.covariance - exact) / scales / scales[:, None]).abs().max()) < 1e-6
+    torch.testing.assert_close(moments.mean, states.double().mean(0), rtol=0, atol=1e-10)

@@ -37,6 +37,7 @@ from nlft.cli import (
     verify,
 )
 from nlft.errors import NlftError, reason
+from nlft.launch import check_verb, is_spokesman
 
 app = typer.Typer(
     name="nlft",
@@ -80,12 +81,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Works anywhere.")] = False,
 ) -> None:
     """Options of every verb. `main` takes `--debug` out; it is declared here for the help."""
+    check_verb(context.invoked_subcommand or "")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -119,6 +122,8 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _say(code: int, message: str, hint: str) -> int:
+    if not is_spokesman():
+        return code
     print(f"nlft: {message}" if "\n" not in message else message, file=sys.stderr)
     if hint:
         print(hint, file=sys.stderr)

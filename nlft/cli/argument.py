@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nlft.launch import is_spokesman
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -56,7 +58,8 @@ def going_on(*words: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         how = f" Go on with: nlft {shlex.join(words)}" if words else ""
-        print(f"Interrupted.{how}", file=sys.stderr)
+        if is_spokesman():
+            print(f"Interrupted.{how}", file=sys.stderr)
         raise
 
 

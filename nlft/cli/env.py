@@ -23,6 +23,7 @@ def env() -> None:
     import torch
 
     from nlft import __version__
+    from nlft.launch import is_first, processes
 
     lines = {"nlft": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for name in PACKAGES:
@@ -38,5 +39,6 @@ def env() -> None:
     else:
         lines["device"] = "cpu"
     lines["threads"] = str(torch.get_num_threads())
-    for key, value in lines.items():
+    lines["processes"] = str(processes())
+    for key, value in lines.items() if is_first() else ():
         print(f"{key:14} {value}")

@@ -9,6 +9,7 @@ import typer
 
 from nlft.cli.argument import going_on, open_console, say
 from nlft.errors import NlftError
+from nlft.launch import check_verb, is_first
 
 
 def resume(
@@ -26,12 +27,18 @@ def resume(
         raise NlftError(f"--jobs: {jobs} is no number of runs.", "Give a number, 1 or more.")
     console, place = open_console(), Path(run).expanduser().resolve()
     check_run(place, run)
+    if (place / "cells").is_dir():
+        check_verb("compare")
     if (finished := finished_line(place, run)) is not None:
-        say(console, finished)
-        print_report(place, console)
+        say(console, *[finished] * is_first())
+        if is_first():
+            print_report(place, console)
         return
     with going_on("resume", run):
         from nlft.continuing import resume as go_on
+        from nlft.distributed import leave_processes
 
         folder = go_on(run, jobs, console)
-    print_report(folder, console)
+    if is_first():
+        print_report(folder, console)
+    leave_processes()

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from nlft.cli.argument import Out, Overrides, RecipeName, going_on, open_console, output_folder
+from nlft.cli.argument import Out, Overrides, RecipeName, going_on, open_console, output_folder, say
+from nlft.launch import is_first, remark
 
 
 def train(
@@ -18,13 +19,15 @@ def train(
 ) -> None:
     """Train one method on a recipe's tasks, one by one.
 
-    It is measured on every task and probe before training and after each task.
+    It is measured on every task and probe before training and after each task. `accelerate launch -m nlft train …`
+    shares the work over processes: each step's rows, calibration and scoring; see examples/accelerate.
     """
     from nlft.cli.report import print_report
     from nlft.recipes import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     console = open_console()
+    say(console, *remark())
 
     words = ["train", recipe, *(overrides or [])]
     with going_on(*words):
@@ -33,8 +36,10 @@ def train(
 
         chosen, name = single_method(loaded, method)
         folder = output_folder(out, loaded.out, f"{loaded.name}-{name}")
-        if not (resume and loaded.adapter):  # else what the adapter's name stood for is looked at first
+        # Another process may have begun already; and what an adapter's name stood for is looked at first.
+        if is_first() and not (resume and loaded.adapter):
             check_folder(folder.resolve(), chosen, resume)
+        from nlft.distributed import leave_processes
         from nlft.run import run_method
     try:
         run_method(loaded, method, folder, resume=resume, console=console)
@@ -42,4 +47,6 @@ def train(
         begun = ["--resume"] if (folder / "config.yaml").is_file() else []
         with going_on(*words, "--method", name, "--out", str(folder), *begun):
             raise
-    print_report(folder, console)
+    if is_first():
+        print_report(folder, console)
+    leave_processes()

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from nlft.config.section import Section
 
+FOLDER = "prefix"
+"""Of a result folder, for what is kept in files; it is there until a run or comparison has come to its end."""
+
 
 class PrefixConfig(Section):
     """What the base computes below the first layer that a method touches: kept by row instead of computed again."""

@@ -42,6 +42,9 @@ class TrainConfig(Section):
     """Rows an optimiser step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows a forward pass; the batch is accumulated from these. All at once when empty."""
+    packing: bool = False
+    """Rows of a forward pass side by side in few lines, without reading each other. The loss is the same; the base must
+    know rows by their positions, which is checked before training."""
     max_length: int | None = Field(default=None, ge=2)
     """Longest row in tokens; the base's context when empty."""
     warmup: float = Field(default=0.05, ge=0, lt=1)

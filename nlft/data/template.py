@@ -29,6 +29,11 @@ class Encoded:
     n_bytes: int
     cluster: str = field(default="", compare=False)
 
+    @property
+    def n_targets(self) -> int:
+        """Tokens that a causal loss counts."""
+        return sum(label != IGNORE for label in self.labels[1:])
+
 
 @dataclass(frozen=True, slots=True)
 class _Draft:

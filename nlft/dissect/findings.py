@@ -16,6 +16,7 @@ from nlft.dissect.mixed import mixed_contexts
 from nlft.dissect.reading import TAU, changed_tokens, firing_tokens, prompt_identity, read_overlap
 from nlft.dissect.recovery import recovered
 from nlft.dissect.study import ROWS, Study
+from nlft.distributed import leads
 from nlft.types import Item
 
 SCORED: dict[str, Callable[[Study], list[Item]]] = {
@@ -50,7 +51,8 @@ def dissect(study: Study, kinds: Sequence[str], path: Path, console: Console | N
             facts["overlap"] = read_overlap(study)
         else:
             facts |= {"false_fire": changed_tokens(study), "gate_fire": firing_tokens(study), "tau": TAU}
-    write_text(path, json.dumps(facts, indent=1, ensure_ascii=False))
+    if leads():
+        write_text(path, json.dumps(facts, indent=1, ensure_ascii=False))
     return items
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig
 
-from nlft.data.batch import by_length, collate
+from nlft.data.batch import by_length, collate, tokens_a_pass
 from nlft.data.template import Encoded
 from nlft.measure.likelihood import Likelihood
 from nlft.measure.prefix import can_share, positions_of
@@ -26,6 +27,7 @@ def generate(
     pad_id: int,
     batch_size: int,
     ended: Callable[[list[int]], bool] | None = None,
+    begun: Sequence[list[int]] | None = None,
 ) -> list[list[int]]:
     """Greedy continuations of prompts (ids), left-padded in batches; results in the given order.
 
@@ -37,24 +39,34 @@ def generate(
         budgets: most new tokens for each prompt.
         stops: ids that end a continuation; not part of it.
         ended: says of the ids written so far whether the text is over.
+        begun: what is known already of each continuation, and is part of it: no stop, and shorter than its budget.
     """
-    results: dict[int, list[int]] = {i: [] for i, budget in enumerate(budgets) if budget < 1}
+    known = [[] for _ in prompts] if begun is None else begun
+    read = [[*prompt, *ids] for prompt, ids in zip(prompts, known, strict=True)]
+    left = [budget - len(ids) for budget, ids in zip(budgets, known, strict=True)]
+    results: dict[int, list[int]] = {i: [] for i, budget in enumerate(left) if budget < 1}
+    most = tokens_a_pass(next(model.parameters()).device)
     if can_share(model):
         order = [i for i in range(len(prompts)) if i not in results]
-        for chosen in by_length([len(prompts[i]) for i in order], batch_size):
+        for chosen in by_length([len(read[i]) for i in order], batch_size, most):
             some = [order[place] for place in chosen]
-            texts = _decode(model, [prompts[i] for i in some], [budgets[i] for i in some], stops, pad_id, ended)
+            over = [partial(_ended_after, ended, known[i]) for i in some] if ended else None
+            texts = _decode(model, [read[i] for i in some], [left[i] for i in some], stops, pad_id, over)
             results.update(zip(some, texts, strict=True))
-        return [results[i] for i in range(len(prompts))]
-    order = sorted((i for i in range(len(prompts)) if i not in results), key=budgets.__getitem__)
+        return [[*known[i], *results[i]] for i in range(len(prompts))]
+    order = sorted((i for i in range(len(prompts)) if i not in results), key=left.__getitem__)
     # Equal budgets together: no row of a batch runs on beyond its own, which could be the end of the context.
-    for budget, group in groupby(order, key=budgets.__getitem__):
+    for budget, group in groupby(order, key=left.__getitem__):
         members = list(group)
-        for chosen in by_length([len(prompts[i]) for i in members], batch_size):
+        for chosen in by_length([len(read[i]) for i in members], batch_size, most):
             some = [members[i] for i in chosen]
-            texts = _batch(model, [prompts[i] for i in some], budget, stops, pad_id)
+            texts = _batch(model, [read[i] for i in some], budget, stops, pad_id)
             results.update(zip(some, texts, strict=True))
-    return [results[i] for i in range(len(prompts))]
+    return [[*known[i], *results[i]] for i in range(len(prompts))]
+
+
+def _ended_after(ended: Callable[[list[int]], bool], begun: list[int], ids: list[int]) -> bool:
+    return ended([*begun, *ids])
 
 
 def _decode(
@@ -63,7 +75,7 @@ def _decode(
     budgets: Sequence[int],
     stops: Collection[int],
     pad_id: int,
-    ended: Callable[[list[int]], bool] | None,
+    ended: Sequence[Callable[[list[int]], bool]] | None,
 ) -> list[list[int]]:
     """One batch, token by token."""
     rows = [Encoded(prompt, [IGNORE] * len(prompt), 0) for prompt in prompts]
@@ -88,7 +100,7 @@ def _decode(
             if token in stops:
                 continue
             written[row].append(token)
-            if len(written[row]) < budgets[row] and not (ended and ended(written[row])):
+            if len(written[row]) < budgets[row] and not (ended and ended[row](written[row])):
                 going.append(place)
         if not going:
             return written
@@ -101,15 +113,20 @@ def _decode(
         mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
 
 
-def is_written(encoded: Encoded, start: int, likelihood: Likelihood, budget: int, stops: Collection[int]) -> bool:
-    """True if greedy decoding from `encoded.ids[:start]` writes exactly the rest and stops.
+def begins(
+    encoded: Encoded, start: int, likelihood: Likelihood, budget: int, stops: Collection[int]
+) -> tuple[list[int], bool]:
+    """What greedy decoding from `encoded.ids[:start]` writes first, and whether that is all.
 
-    If every token of the answer is the likeliest after the gold ones before it, then by induction greedy
-    decoding writes the answer; so the teacher-forced pass has decoded it already. Equal up to rounding: two
-    tokens of almost the same likelihood may swap with a cache, as they may between any two batch sizes.
+    If a token of the answer is the likeliest after the gold ones before it, then by induction greedy decoding writes
+    it; so the teacher-forced pass has decoded the answer up to its first miss, and the token in that place. Equal up
+    to rounding: two tokens of almost the same likelihood may swap with a cache, as they may between any two batch
+    sizes.
     """
-    *text, end = encoded.ids[start:]
-    return likelihood.greedy and end in stops and len(text) <= budget and not any(i in stops for i in text)
+    ids = encoded.ids[start : likelihood.missed]
+    ids += [] if likelihood.instead is None else [likelihood.instead]
+    end = next((at for at, i in enumerate(ids) if i in stops), len(ids))
+    return ids[: max(0, min(end, budget))], end < len(ids) or end >= budget
 
 
 def stop_ids(model: Any, tokenizer: Any) -> set[int]:

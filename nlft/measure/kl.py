@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ from peft import PeftModel
 from torch import Tensor
 
 from nlft.base import in_dtype
-from nlft.data.batch import by_length, collate
+from nlft.data.batch import by_length, collate, tokens_a_pass
 from nlft.data.template import Encoded
 from nlft.errors import NlftError
+from nlft.frozen_prefix import keep_prefix
+from nlft.head import Head
 from nlft.measure.isolation import evaluating
-from nlft.measure.likelihood import CHUNK, logits_at, predicting
-from nlft.types import IGNORE
+from nlft.measure.targets import read_targets
 
 Reference = Callable[[], Any]
 """Loads the untouched base: for a model that is the base with other weights."""
@@ -27,28 +28,28 @@ def divergences(
 ) -> list[float]:
     """KL(base || adapted) in nats, summed over the targets of each sequence; in the given order.
 
-    Both models read every batch, so the logits of two batches are the most that is held at one time. The base is the
-    adapted model with its adapter switched off, or what `reference` loads. Call under `evaluating(model)`.
+    Both models read every batch; their logits are made a block at a time. The base is the adapted model with its
+    adapter switched off, or what `reference` loads. Call under `evaluating(model)`.
 
     Raises:
         NlftError: a model without an adapter, and no `reference`.
     """
-    results = [0.0] * len(encoded)
+    results = torch.zeros(len(encoded), dtype=torch.float64)
     device = next(model.parameters()).device
-    with _base_of(model, reference) as ask_base:
-        for chosen in by_length([len(one.ids) for one in encoded], batch_size):
+    keep_prefix(model, encoded, pad_id)
+    with _base_of(model, reference) as (base, as_base):
+        heads = Head(base), Head(model)
+        for chosen in by_length([len(one.ids) for one in encoded], batch_size, tokens_a_pass(device)):
             batch = collate([encoded[index] for index in chosen], pad_id).to(device)
-            kept = predicting(batch)
-            row, position = (batch.labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
-            at = torch.searchsorted(kept, position)
-            before = ask_base(batch, kept)
-            now = logits_at(model, batch, kept)
-            for part in torch.arange(len(row), device=row.device).split(CHUNK):
-                places = row[part], at[part]
-                found = divergence(before[places], now[places])
-                for place, nats in zip(row[part].tolist(), found.tolist(), strict=True):
-                    results[chosen[place]] += nats
-    return results
+            with as_base():
+                before = read_targets(base, heads[0], batch)
+            now = read_targets(model, heads[1], batch)
+            rows = torch.tensor(chosen)[now.row.cpu()]
+            for part in now.parts():
+                with as_base():
+                    logits = before.logits(part)
+                results.index_add_(0, rows[part], divergence(logits, now.logits(part)).cpu())
+    return results.tolist()
 
 
 def divergence(base: Tensor, adapted: Tensor) -> Tensor:
@@ -59,20 +60,18 @@ def divergence(base: Tensor, adapted: Tensor) -> Tensor:
 
 
 @contextmanager
-def _base_of(model: Any, reference: Reference | None) -> Iterator[Callable[[Any, Tensor], Tensor]]:
+def _base_of(
+    model: Any, reference: Reference | None
+) -> Iterator[tuple[Any, Callable[[], AbstractContextManager[Any]]]]:
+    """The model that is the base, and under what it is."""
     if reference is None:
         if not isinstance(model, PeftModel):
             raise NlftError(
                 "The metric 'kl' compares with the base, and this model does not hold it.",
                 "Score the run with `nlft eval`, which loads the base beside it.",
             )
-
-        def switched_off(batch: Any, kept: Tensor) -> Tensor:
-            with model.disable_adapter():
-                return logits_at(model, batch, kept)
-
-        yield switched_off
+        yield model, model.disable_adapter
         return
     base = in_dtype(reference(), next(model.parameters()).dtype)
     with evaluating(base):
-        yield lambda batch, kept: logits_at(base, batch, kept)
+        yield base, nullcontext

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from nlft.data.batch import Batch, collate
+from nlft.data.batch import by_length, collate, tokens_a_pass
 from nlft.data.template import Encoded
+from nlft.frozen_prefix import FrozenPrefix, prefix_of
+from nlft.head import Head
+from nlft.measure.targets import TargetLogits
 from nlft.types import IGNORE
 
 SHORTEST = 8
@@ -64,73 +70,142 @@ def shared_prompts(encoded: Sequence[Encoded]) -> list[Shared]:
     return sorted(groups, key=lambda group: (-group.length, group.members[0]))
 
 
-def in_batches(groups: Sequence[Shared], batch_size: int) -> Iterator[list[Shared]]:
-    """Whole groups of like prompts, up to `batch_size` sequences together; a larger group is cut."""
-    batch: list[Shared] = []
-    room = batch_size
-    for group in groups:
-        for at in range(0, len(group.members), batch_size):
-            part = Shared(group.length, group.members[at : at + batch_size])
-            if len(part.members) > room:
-                yield batch
-                batch, room = [], batch_size
-            batch.append(part)
-            room -= len(part.members)
-    if batch:
-        yield batch
+def shared_passes(
+    model: Any, head: Head, encoded: Sequence[Encoded], groups: Sequence[Shared], pad_id: int, batch_size: int
+) -> Iterator[tuple[list[int], list[int], TargetLogits]]:
+    """Passes over the prompts of groups, left-padded, and behind each some over what follows them, right-padded.
 
+    Sequences that differ in their last token alone, which is not read, are one line of a pass. Where the frozen prefix
+    of all of them is kept, the passes begin where it ends.
 
-def shared_logits(
-    model: Any, encoded: Sequence[Encoded], groups: Sequence[Shared], pad_id: int
-) -> tuple[list[Encoded], Batch, Tensor, Tensor, Tensor]:
-    """One pass over the prompts of groups, left-padded, and one over what follows them, right-padded.
-
-    Sequences that differ in their last token alone, which is not read, are one row of the second pass.
-
-    Returns:
-        What follows the prompts, one sequence a member in the order of the groups; the same as a batch of B rows; the
-        positions [K] in it that predict a target; logits [at most B, K, vocabulary]; and the row in them of each
-        sequence, [B].
+    Yields:
+        Indices of sequences; the place in each at which the shared prompt ends; and what a pass says of the tokens
+        behind it.
     """
-    device = next(model.parameters()).device
-    prompts = []
-    for group in groups:
-        ids = encoded[group.members[0]].ids[: group.length]
-        prompts.append(Encoded(ids, [IGNORE] * len(ids), 0))
-    read = collate(prompts, pad_id, side="left").to(device)
-    output = model(
-        input_ids=read.input_ids,
-        attention_mask=read.attention_mask,
-        position_ids=positions_of(read.attention_mask),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache = output.past_key_values
-    tails, rows, first = [], [], []
-    known: dict[tuple[int, ...], int] = {}
-    for place, group in enumerate(groups):
-        for index in group.members:
-            one = encoded[index]
-            tails.append(Encoded(one.ids[group.length :], one.labels[group.length :], one.n_bytes))
-            row = known.setdefault((place, *tails[-1].ids[:-1]), len(first))
-            rows.append(row)
-            if row == len(first):
-                first.append((place, len(tails) - 1))
-    owner, own = (torch.tensor(column, device=device) for column in zip(*first, strict=True))
-    cache.batch_select_indices(owner)
-    batch = collate(tails, pad_id).to(device)
-    kept = (batch.labels[:, 1:] != IGNORE).any(dim=0).nonzero()[:, 0]
-    ids = batch.input_ids[own, :-1]  # nothing comes after the last column
-    mask = torch.cat([read.attention_mask[owner], batch.attention_mask[own, :-1]], dim=1)
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions_of(mask)[:, -ids.shape[1] :],
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=kept,
-    ).logits
-    return tails, batch, kept, logits, torch.tensor(rows, device=logits.device)
+    most = tokens_a_pass(next(model.parameters()).device)
+    for some in by_length([group.length for group in groups], batch_size, most):
+        tails = [tail for place, group in enumerate(some) for tail in _tails(place, groups[group], encoded)]
+        prompts = Prompts(model, [groups[group].length for group in some], tails, encoded, pad_id)
+        passes = list(by_length([tail.length for tail in tails], batch_size, most))
+        for chosen in passes:
+            yield prompts.go_on(head, chosen, last=chosen is passes[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What follows a prompt in some sequences, all of them alike up to the last token."""
+
+    prompt: int
+    """Place of the prompt among those that are read together."""
+    length: int
+    """Tokens behind the prompt that are read."""
+    members: list[int]
+    """Indices of the sequences."""
+
+
+def _tails(place: int, group: Shared, encoded: Sequence[Encoded]) -> list[Tail]:
+    found: dict[tuple[int, ...], list[int]] = {}
+    for index in group.members:
+        found.setdefault(tuple(encoded[index].ids[group.length : -1]), []).append(index)
+    return [Tail(place, len(ids), members) for ids, members in found.items()]
+
+
+class Prompts:
+    """Prompts that have been read, and their cache.
+
+    Args:
+        lengths: of the prompts.
+        tails: what follows them, prompt by prompt.
+    """
+
+    def __init__(
+        self, model: Any, lengths: Sequence[int], tails: Sequence[Tail], encoded: Sequence[Encoded], pad_id: int
+    ) -> None:
+        self.model, self.lengths, self.tails, self.encoded, self.pad_id = model, lengths, tails, encoded, pad_id
+        first = [next(at for at, tail in enumerate(tails) if tail.prompt == place) for place in range(len(lengths))]
+        owners = [encoded[tails[at].members[0]] for at in first]
+        rows = [Encoded(one.ids[:length], [IGNORE] * length, 0) for one, length in zip(owners, lengths, strict=True)]
+        batch = collate(rows, pad_id, side="left").to(next(model.parameters()).device)
+        self.mask, width = batch.attention_mask, batch.input_ids.shape[1]
+        self.prefix = prefix_of(model)
+        self.states = self.recalled()
+        with self.standing_in(first, [length - width for length in lengths], width):
+            output = model(
+                input_ids=batch.input_ids,
+                attention_mask=self.mask,
+                position_ids=positions_of(self.mask),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.cache = output.past_key_values
+        if self.prefix is not None and self.states is not None:
+            # Masks are made for as many tokens as the first layers' caches hold.
+            blank = self.states.new_zeros(len(lengths), 1, width, 1)
+            for layer in range(self.prefix.depth):
+                self.cache.update(blank, blank, layer)
+
+    def recalled(self) -> Tensor | None:
+        """Kept states of one sequence a tail, [tails, T, D]; None where not all of them are kept."""
+        if self.prefix is None or not _holds_tokens(self.prefix):
+            return None
+        whole = collate([self.encoded[tail.members[0]] for tail in self.tails], self.pad_id)
+        return self.prefix.states(whole.to(self.mask.device))
+
+    def standing_in(self, tails: Sequence[int], starts: Sequence[int], width: int) -> AbstractContextManager[None]:
+        """A pass inside, over `width` tokens of some tails' sequences from `starts` on, begins at the kept states."""
+        if self.prefix is None or self.states is None:
+            return nullcontext()
+        device = self.states.device
+        line = torch.tensor(tails, device=device)[:, None]
+        at = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
+        return self.prefix.standing_in(self.states[line, at.clamp(0, self.states.shape[1] - 1)])
+
+    def go_on(self, head: Head, chosen: Sequence[int], last: bool) -> tuple[list[int], list[int], TargetLogits]:
+        """A pass over some of the tails.
+
+        Args:
+            last: the cache is not needed any more.
+        """
+        tails, device = [self.tails[at] for at in chosen], self.mask.device
+        owners = torch.tensor([tail.prompt for tail in tails], device=device)
+        starts = [self.lengths[tail.prompt] for tail in tails]
+        members = [index for tail in tails for index in tail.members]
+        lines = torch.tensor([line for line, tail in enumerate(tails) for _ in tail.members], device=device)
+        begins = [starts[line] for line in lines.tolist()]
+        parts = (self.encoded[index] for index in members)
+        rows = [Encoded(one.ids[at:], one.labels[at:], 0) for one, at in zip(parts, begins, strict=True)]
+        batch = collate(rows, self.pad_id).to(device)
+        own = torch.searchsorted(lines, torch.arange(len(tails), device=device))  # the first member of each
+        ids = batch.input_ids[own, :-1]  # nothing comes after the last column
+        mask = torch.cat([self.mask[owners], batch.attention_mask[own, :-1]], dim=1)
+        cache = self.cache if last else _copied(self.cache)
+        cache.batch_select_indices(owners)
+
+        def call() -> Any:
+            with self.standing_in(chosen, starts, ids.shape[1]):
+                return self.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions_of(mask)[:, -ids.shape[1] :],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+
+        return members, begins, TargetLogits(head, batch, call, lines)
+
+
+def _copied(cache: Cache) -> Cache:
+    """A cache that can be cut and go on while the original stays; keys and values are not copied for it."""
+    other = copy(cache)
+    # A dynamic layer puts other tensors in the place of those that it has; what states do is their own affair.
+    other.layers = [copy(layer) if isinstance(layer, DynamicLayer) else deepcopy(layer) for layer in cache.layers]
+    return other
+
+
+def _holds_tokens(prefix: FrozenPrefix) -> bool:
+    """Whether the caches of the layers below a prefix do nothing but hold tokens, so that blank ones stand for them."""
+    layers = DynamicCache(config=prefix.root.config.get_text_config()).layers[: prefix.depth]
+    return all(isinstance(layer, DynamicLayer) for layer in layers)
 
 
 def positions_of(mask: Tensor) -> Tensor:

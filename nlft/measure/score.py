@@ -6,16 +6,16 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from nlft.data.chat import special_tokens
-from nlft.data.template import Encoded, TooLong, encode, encode_rows, pad_id, prompt_ids
-from nlft.data.tokens import tokenise
+from nlft.data.template import Encoded, TooLong, pad_id
 from nlft.errors import DataError
+from nlft.measure.encodings import Asked, Encodings, Setting, asked_of, choices_of, parts_of
 from nlft.measure.evaluation import check_evaluation
-from nlft.measure.generation import generate, is_written, stop_ids
+from nlft.measure.generation import begins, generate, stop_ids
 from nlft.measure.isolation import evaluating
 from nlft.measure.kl import Reference, divergences
 from nlft.measure.likelihood import Likelihood, likelihoods
@@ -27,20 +27,7 @@ from nlft.measure.metric import (
     nats_per_token,
     text_scorer,
 )
-from nlft.types import IGNORE, Condition, Evaluation, Item, Message, Row
-
-SPARE_TOKENS = 4
-"""Tokens that a generated answer may have beyond the longest reference, by default."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """How rows are scored."""
-
-    batch_size: int
-    max_length: int
-    max_new_tokens: int | None
-    too_long: TooLong
+from nlft.types import IGNORE, Condition, Evaluation, Item, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +52,7 @@ def score(
     max_new_tokens: int | None = None,
     too_long: TooLong = "error",
     reference: Reference | None = None,
+    encodings: Encodings | None = None,
 ) -> list[Item]:
     """Scores every row of an evaluation; items in the order of the rows.
 
@@ -95,6 +83,7 @@ def score(
         too_long: what to do with rows beyond `max_length`, as `encode` does it. The parts of a split
             text count as one row; answers and choices are never split.
         reference: loads the base, for `kl` of a model that is not an adapter around it.
+        encodings: where the rows' tokens are kept that will be scored again.
 
     Raises:
         DataError: no rows, or a row that the metric cannot score.
@@ -109,16 +98,22 @@ def score(
     if metric_spec(evaluation.metric).scoring == "divergence" and any(row.examples for row in rows):
         return []  # the base does not read the examples that are put into the context, so there is no common token
     setting = Setting(batch_size, max_length, max_new_tokens, too_long)
+    scoring = metric_spec(evaluation.metric).scoring
+    known = encodings or Encodings()
+
+    def made(kind: str, make: Callable[..., Any]) -> Any:
+        return known.of(evaluation.column, kind, rows, tokenizer, setting, partial(make, rows, tokenizer, setting))
+
     with evaluating(model):
-        scoring = metric_spec(evaluation.metric).scoring
         if scoring == "likelihood":
-            values = _predict(model, tokenizer, rows, setting)
+            values = _predict(model, tokenizer, rows, made("parts", parts_of), setting)
         elif scoring == "choice":
-            values = _choose(model, tokenizer, rows, evaluation.metric, setting)
+            values = _choose(model, tokenizer, evaluation, made("choices", choices_of), setting)
         elif scoring == "divergence":
-            values = _diverge(model, tokenizer, rows, condition, reference, setting)
+            values = _diverge(model, tokenizer, made("parts", parts_of), condition, reference, setting)
         else:
-            values = _answer(model, tokenizer, evaluation, setting)
+            values = _answer(model, tokenizer, evaluation, made("asked", asked_of), setting)
+    ids = made("ids", lambda rows, *_: item_ids(rows))
     return [
         Item(
             stage=stage,
@@ -133,7 +128,7 @@ def score(
             weight=value.weight,
             prediction=value.prediction,
         )
-        for row, item_id, of_row in zip(rows, item_ids(rows), values, strict=True)
+        for row, item_id, of_row in zip(rows, ids, values, strict=True)
         for value in of_row
     ]
 
@@ -154,13 +149,14 @@ def item_ids(rows: Sequence[Row]) -> list[str]:
     return ids
 
 
-def _predict(model: Any, tokenizer: Any, rows: Sequence[Row], setting: Setting) -> list[list[Value]]:
-    parts = _parts(rows, tokenizer, setting)
+def _predict(
+    model: Any, tokenizer: Any, rows: Sequence[Row], parts: Sequence[Sequence[Encoded]], setting: Setting
+) -> list[list[Value]]:
     flat = likelihoods(model, [part for of_row in parts for part in of_row], pad_id(tokenizer), setting.batch_size)
     results, values = iter(flat), []
     for row, of_row in zip(rows, parts, strict=True):
         found = [next(results) for _ in of_row]
-        whole = Likelihood(sum(f.nats for f in found), sum(f.tokens for f in found), all(f.greedy for f in found))
+        whole = Likelihood(sum(one.nats for one in found), sum(one.tokens for one in found))
         n_bytes = sum(part.n_bytes for part in of_row)
         if not n_bytes:
             raise DataError(f"{row.source or 'A row'} has no target text.", "Give it a completion or remove it.")
@@ -173,22 +169,14 @@ def _nll(likelihood: Likelihood) -> Value:
     return Value("nll", nats_per_token(likelihood.nats, likelihood.tokens), likelihood.tokens)
 
 
-def _parts(rows: Sequence[Row], tokenizer: Any, setting: Setting) -> list[list[Encoded]]:
-    if setting.too_long == "split":
-        return [encode(row, tokenizer, setting.max_length, "split") for row in rows]
-    return [[one] for one in encode_rows(rows, tokenizer, setting.max_length, setting.too_long)]
-
-
-def _whole(rows: Sequence[Row], tokenizer: Any, setting: Setting) -> list[Encoded]:
-    """One sequence a row: an answer or a choice cannot be scored in parts."""
-    too_long = "error" if setting.too_long == "split" else setting.too_long
-    return encode_rows(rows, tokenizer, setting.max_length, too_long)
-
-
 def _diverge(
-    model: Any, tokenizer: Any, rows: Sequence[Row], condition: Condition, reference: Reference | None, setting: Setting
+    model: Any,
+    tokenizer: Any,
+    parts: Sequence[Sequence[Encoded]],
+    condition: Condition,
+    reference: Reference | None,
+    setting: Setting,
 ) -> list[list[Value]]:
-    parts = _parts(rows, tokenizer, setting)
     flat = [part for of_row in parts for part in of_row]
     if condition == "base":  # by definition
         found = iter([0.0] * len(flat))
@@ -202,60 +190,50 @@ def _diverge(
     return values
 
 
-def _answer(model: Any, tokenizer: Any, evaluation: Evaluation, setting: Setting) -> list[list[Value]]:
+def _answer(model: Any, tokenizer: Any, evaluation: Evaluation, asked: Asked, setting: Setting) -> list[list[Value]]:
     rows, metric, stop = evaluation.rows, evaluation.metric, evaluation.stop
     scorer = text_scorer(metric)  # before the work, for it may fail
-    encoded = _whole(rows, tokenizer, setting)
-    prompts = [prompt_ids(one) for one in encoded]
-    found = likelihoods(model, encoded, pad_id(tokenizer), setting.batch_size)
-    # A chat template may end a turn with a token of its own.
-    special = set(special_tokens(tokenizer))
-    stops = stop_ids(model, tokenizer) | {one.ids[-1] for one in encoded if one.ids[-1] in special}
-    longest = setting.max_new_tokens or _longest_reference(rows, tokenizer) + SPARE_TOKENS
-    budgets = [min(longest, setting.max_length - len(prompt)) for prompt in prompts]
-    answers: dict[int, list[int]] = {}
-    for i, (one, prompt) in enumerate(zip(encoded, prompts, strict=True)):
-        if is_written(one, len(prompt), found[i], budgets[i], stops):
-            answers[i] = one.ids[len(prompt) : -1]
-    rest = [i for i in range(len(rows)) if i not in answers]
+    found = likelihoods(model, asked.encoded, pad_id(tokenizer), setting.batch_size)
+    stops = stop_ids(model, tokenizer) | asked.ends
+    budgets = [min(asked.longest, setting.max_length - len(prompt)) for prompt in asked.prompts]
+    begun = [
+        begins(one, len(prompt), likelihood, budget, stops)
+        for one, prompt, likelihood, budget in zip(asked.encoded, asked.prompts, found, budgets, strict=True)
+    ]
+    answers = [ids for ids, _ in begun]
+    rest = [i for i, (_, over) in enumerate(begun) if not over]
     written = generate(
         model,
-        [prompts[i] for i in rest],
+        [asked.prompts[i] for i in rest],
         [budgets[i] for i in rest],
         stops,
         pad_id(tokenizer),
         setting.batch_size,
         (lambda ids: stop in tokenizer.decode(ids)) if stop else None,
+        [answers[i] for i in rest],
     )
-    answers.update(zip(rest, written, strict=True))
+    for i, ids in zip(rest, written, strict=True):
+        answers[i] = ids
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     values = []
-    for i, row in enumerate(rows):
-        text = tokenizer.decode(answers[i], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    for row, likelihood, text in zip(rows, found, texts, strict=True):
         text = (text.split(stop)[0] if stop else text).strip()
-        values.append([Value(metric, scorer(text, row.references), prediction=text), _nll(found[i])])
+        values.append([Value(metric, scorer(text, row.references), prediction=text), _nll(likelihood)])
     return values
 
 
-def _longest_reference(rows: Sequence[Row], tokenizer: Any) -> int:
-    texts = sorted({reference for row in rows for reference in row.references})
-    return max(len(tokens.ids) for tokens in tokenise(texts, tokenizer, markup=False))
-
-
-def _choose(model: Any, tokenizer: Any, rows: Sequence[Row], metric: str, setting: Setting) -> list[list[Value]]:
-    special = set(special_tokens(tokenizer))
-    candidates: list[Row] = []
-    for row in rows:
-        candidates += [_with_answer(row, choice) for choice in row.choices]
-    encoded = [_answer_only(one, special) for one in _whole(candidates, tokenizer, setting)]
+def _choose(
+    model: Any, tokenizer: Any, evaluation: Evaluation, encoded: Sequence[Encoded], setting: Setting
+) -> list[list[Value]]:
     found = iter(likelihoods(model, encoded, pad_id(tokenizer), setting.batch_size))
     values = []
-    for row in rows:
+    for row in evaluation.rows:
         summed = [-next(found).nats for _ in row.choices]
         by_byte = [each / max(len(choice.encode()), 1) for each, choice in zip(summed, row.choices, strict=True)]
         assert row.gold is not None  # checked before
         margin = Value("margin", choice_margin(summed, row.gold))
         of_row = [_choice("accuracy", row, summed), _choice("accuracy_norm", row, by_byte), margin]
-        values.append(sorted(of_row, key=lambda value: value.metric != metric))
+        values.append(sorted(of_row, key=lambda value: value.metric != evaluation.metric))
     return values
 
 
@@ -264,19 +242,3 @@ def _choice(metric: str, row: Row, log_likelihoods: Sequence[float]) -> Value:
         return Value(metric, 0.0)
     chosen = choose(log_likelihoods)
     return Value(metric, float(chosen == row.gold), prediction=row.choices[chosen])
-
-
-def _with_answer(row: Row, text: str) -> Row:
-    if not row.messages:
-        return replace(row, completion=text)
-    before = row.messages[:-1] if row.messages[-1].role == "assistant" else row.messages
-    return replace(row, messages=(*before, Message("assistant", text)))
-
-
-def _answer_only(encoded: Encoded, special: set[int]) -> Encoded:
-    """Targets of the last turn alone, without its end token, which says nothing about the choice."""
-    start, end = len(prompt_ids(encoded)), len(encoded.ids)
-    while end - 1 > start and (encoded.labels[end - 1] == IGNORE or encoded.ids[end - 1] in special):
-        end -= 1
-    labels = [label if start <= i < end else IGNORE for i, label in enumerate(encoded.labels)]
-    return replace(encoded, labels=labels)

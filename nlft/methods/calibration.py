@@ -11,6 +11,7 @@ from nlft.base import FrozenBase
 from nlft.config import GateConfig, RetentionConfig
 from nlft.data.batch import Batch, in_batches
 from nlft.data.template import Encoded
+from nlft.frozen_prefix import keep_prefix
 from nlft.methods.protocol import TaskContext
 from nlft.ops.risk import allowance
 from nlft.pathways.evidence import begin_gate, calibrate_gate, let_through
@@ -40,6 +41,12 @@ class Parts:
     budget_so_far: float
     """The shares of this task and of all before it."""
     unit: Literal["rows", "tokens"]
+
+
+def keep_rows(model: Any, context: TaskContext) -> None:
+    """Keeps what the frozen part of the base computes for the rows that calibration reads several times."""
+    for rows in (context.background, context.earlier, context.train):
+        keep_prefix(model, rows, context.pad_id)
 
 
 def split_context(context: TaskContext, retention: RetentionConfig | None) -> Parts:
@@ -119,6 +126,7 @@ def begin_gated_task(
         The context with the background rows that replay may draw from: where the gate is shut the part is off, and
         there is nothing to unlearn.
     """
+    keep_rows(model, context)
     parts = split_context(context, retention_of(config))
     place_gate(model, config.gate, parts, context)
     begin_task(model, context.name, context.seed)

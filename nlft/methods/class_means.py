@@ -19,6 +19,7 @@ from nlft.config import ClassMeansConfig
 from nlft.data.batch import collate
 from nlft.data.template import Encoded, encode_rows, pad_id, prompt_ids
 from nlft.errors import NlftError
+from nlft.frozen_prefix import keep_prefix, recalling
 from nlft.methods.protocol import Ask, TaskContext
 from nlft.methods.untrained import Untrained
 from nlft.ops.discriminant import nearest_class, shrunk
@@ -135,11 +136,14 @@ def prompt_states(model: Any, prompts: Sequence[list[int]], pad: int, states: st
     """
     found = []
     device = next(model.parameters()).device
+    every = [Encoded(ids, [IGNORE] * len(ids), 0) for ids in prompts]
+    keep_prefix(model, every, pad)
     with inference(model):
         for at in range(0, len(prompts), BATCH):
-            rows = [Encoded(ids, [IGNORE] * len(ids), 0) for ids in prompts[at : at + BATCH]]
+            rows = every[at : at + BATCH]
             batch = collate(rows, pad).to(device)
-            output = model.get_decoder()(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            with recalling(model, batch):
+                output = model.get_decoder()(**batch.inputs(), use_cache=False)
             hidden, mask = output.last_hidden_state.double(), batch.attention_mask[..., None].double()
             if states == "last":
                 ends = batch.attention_mask.sum(1) - 1

@@ -66,7 +66,10 @@ class Method(Protocol):
         ...
 
     def penalty(self, model: nn.Module) -> torch.Tensor | None:
-        """A term added to the loss of an optimiser step, in nats per token, or None."""
+        """A term added to the loss of an optimiser step, in nats per token, or None.
+
+        Of several processes each gives its own, and their mean is the term.
+        """
         ...
 
     def end_task(self, model: nn.Module) -> None:

@@ -13,7 +13,9 @@ from nlft.capture import inference
 from nlft.config import ReplayConfig
 from nlft.data.batch import Sampler, collate
 from nlft.data.template import Encoded
+from nlft.distributed import rank, shares, world
 from nlft.errors import NlftError
+from nlft.frozen_prefix import keep_prefix
 from nlft.loss import target_loss
 from nlft.methods.protocol import TaskContext
 from nlft.types import IGNORE
@@ -56,15 +58,18 @@ class Replay:
             size = max(1, round(self.config.ratio * context.batch_size))
             self.batches = iter(Sampler(self.rows, size, context.seed))
             self.pad_id = context.pad_id
+            keep_prefix(model, self.rows, self.pad_id)
 
     def term(self, model: nn.Module) -> Tensor | None:
         """Weighted mean loss of the next old rows, nats per target token."""
         if self.config is None or self.batches is None:
             return None
         device = next(model.parameters()).device
-        batch = collate(next(self.batches), self.pad_id).to(device)
-        nats = target_loss(model, batch)
-        return self.config.weight * nats / batch.n_targets
+        rows = next(self.batches)
+        # Of several processes each reads its share; one without any passes a row too, since the others may wait for it.
+        own = [rows[i] for i in shares([len(row.ids) for row in rows], world())[rank()]]
+        nats = target_loss(model, collate(own or rows[:1], self.pad_id).to(device)) * (world() if own else 0)
+        return self.config.weight * nats / sum(row.n_targets for row in rows)
 
     def end_task(self, model: nn.Module) -> None:
         """The task's rows were kept when it began."""

@@ -20,6 +20,7 @@ from nlft.methods.calibration import (
     CALIBRATION_BATCH,
     Parts,
     gate_fields,
+    keep_rows,
     place_gate,
     retention_of,
     split_context,
@@ -101,6 +102,7 @@ class SparseMemory(TasksApart):
 
         Statistics of the base are taken once, before the first task, when the memories are still empty.
         """
+        keep_rows(model, context)
         parts = split_context(context, self.retention)
         # What is held out vouches for the rest, so it is not replayed either.
         super().begin_task(model, replace(context, background=parts.background_rows))

@@ -23,7 +23,9 @@ def whitened(states: torch.Tensor, mean: torch.Tensor, whitener: torch.Tensor) -
     Returns:
         [N, K] of length 1 (0 where a state equals the mean).
     """
-    return F.normalize((states - mean) @ whitener, dim=-1)
+    projected = (states - mean) @ whitener
+    # F.normalize in fewer calls: this is a part of every decoded token.
+    return projected / torch.linalg.vector_norm(projected, dim=-1, keepdim=True).clamp_min_(1e-12)
 
 
 def nearest(states: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,15 +111,20 @@ def spherical_kmeans(states: torch.Tensor, n_keys: int, steps: int, generator: t
     keys = states[order[:n_keys].to(states.device)].clone()
     if len(states) <= n_keys:
         return keys
+    before: torch.Tensor | None = None
     for _ in range(steps):
         cosine, index = nearest(states, keys)
+        if before is not None and torch.equal(index, before):
+            break  # no state has changed its key, so no key would move
         totals = torch.zeros_like(keys).index_add_(0, index, states)
         size = torch.bincount(index, minlength=len(keys))
         # States that cancel out leave no direction: their key stays.
         keys = torch.where(totals.norm(dim=1, keepdim=True) > 1e-6, F.normalize(totals, dim=1), keys)
         empty = (size == 0).nonzero().squeeze(1)
-        worst = cosine.sort(stable=True).indices[: len(empty)]
-        keys[empty] = states[worst]
+        before = None if len(empty) else index
+        if len(empty):
+            worst = cosine.sort(stable=True).indices[: len(empty)]
+            keys[empty] = states[worst]
     return keys
 
 

@@ -79,6 +79,8 @@ def product_topk(scores: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.T
         scores [..., topk] in falling order and slots [..., topk] int64; among equal scores the lowest slot
         comes first.
     """
+    if scores.device.type != "cpu" or torch.compiler.is_compiling():
+        return stable_product_topk(scores, topk)  # no step of it depends on what was found
     n = scores.shape[-1]
     wanted = min(topk + 1, n * n)  # one more, to see a tie at the border
     halves, indices = scores.topk(min(wanted, n), dim=-1)
@@ -116,28 +118,26 @@ def naive_product_topk(scores: torch.Tensor, topk: int) -> tuple[torch.Tensor, t
     return every[..., :topk], slots[..., :topk]
 
 
-def product_read(
-    slots: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor, values: torch.Tensor, n_slots: int
-) -> torch.Tensor:
+def product_read(slots: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Weighted sum of the slots that exist: the table is virtual, and only `rows` of it have values.
 
-    The gradient of `values` is dense [M, D], never of the size of the table. Reads of slots that do not exist cost
-    one look-up in a list of places, and nothing after it.
+    Nothing is of the size of the table: the gradient of `values` is dense [M, D], and bisection finds the row of a
+    read. On the CPU, reads of slots that do not exist cost nothing after that; elsewhere, and in what is compiled, they
+    weigh 0, so that no shape depends on what was found.
 
     Args:
         slots: [N, R] int64 slots of the virtual table.
         weights: [N, R], taking no gradient.
-        rows: [M] int64 slots that have values, without repeats.
+        rows: [M] int64 slots that have values, rising.
         values: [M, D].
-        n_slots: size of the virtual table.
 
     Returns:
         [N, D].
     """
-    places = slots.new_full((n_slots,), len(rows))
-    places[rows] = torch.arange(len(rows), device=rows.device)
-    place = places[slots]
-    exists = place < len(rows)
+    place = torch.searchsorted(rows, slots).clamp_max_(rows.shape[0] - 1)
+    exists = rows[place] == slots
+    if slots.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.embedding_bag(place, values, per_sample_weights=(weights * exists).to(values.dtype), mode="sum")
     ends = F.pad(exists.sum(dim=1).cumsum(dim=0), (1, 0))
     return F.embedding_bag(
         place[exists],

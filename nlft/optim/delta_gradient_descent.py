@@ -98,12 +98,20 @@ class DeltaGradientDescent(DeepOptimizer):
         else:
             state["moment"], state["count"] = moment, reached.sum()
 
+    def unseen(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What a process adds to the others' inputs of a layer of which it has seen none; nothing if it is alone."""
+        if weight not in self.watched or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return {}
+        width = weight.shape[0 if weight in self.transposed else 1]
+        moment = wide(weight.new_zeros(width, width))
+        return {"moment": moment, "count": torch.zeros((), dtype=torch.int64, device=weight.device)}
+
     def step_group(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         """The closed form for linear layers, a plain step for the rest."""
         rate = float(group["lr"])
         for p in parameters:
             assert p.grad is not None
-            state = self.state.pop(p, None)
+            state = self.state.pop(p, None) or self.unseen(p)
             if not state:
                 p.add_(p.grad, alpha=-rate)
                 continue

@@ -98,12 +98,14 @@ class PathwayLayer(Float32Memories, BaseTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's output with the active memories added; writes no state."""
-        active = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.cores]
         x = args[0] if args else next(iter(kwargs.values()))
         if self.listener is not None:
             x, self.heard = cast(torch.Tensor, self.heard), None
-        # Before the block, which may write into its input.
-        added = [self.read(name, x) for name in active]
+        added = []
+        if not self.disable_adapters:
+            cores: Any = self.cores
+            # Before the block, which may write into its input.
+            added = [self.read(name, cores[name], x) for name in self.active_adapters if name in cores]
         output = self.base_layer(*args, **kwargs)
         if not added:
             return output
@@ -112,9 +114,17 @@ class PathwayLayer(Float32Memories, BaseTunerLayer):
             y = y + memory.to(y.dtype).view_as(y)
         return y if rest is None else (y, *rest)
 
-    def read(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def is_silent(self, x: torch.Tensor) -> bool:
+        """Whether the active memories add nothing at block inputs [N, D]; False where these alone do not tell."""
+        active = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.cores]
+        cores: list[Any] = [self.cores[name] for name in active]
+        if any(core.gate is not None or core.keeper is not None for core in cores):
+            return False
+        return not any(bool(self.compute(name, core, x).any()) for name, core in zip(active, cores, strict=True))
+
+    def read(self, name: str, core: Any, x: torch.Tensor) -> torch.Tensor:
         """What one memory adds; a memory with a state gets sequences, also where the layer has joined its rows."""
-        core: Any = self.cores[name]
         rows = core.keeper[0].now.rows if core.keeper is not None else None
         return self.compute(name, core, x.view(rows, -1, x.shape[-1]) if x.ndim == 2 and rows else x)
 

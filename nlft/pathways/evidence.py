@@ -12,10 +12,9 @@ from nlft.calibrate import block_inputs, calibrate_base
 from nlft.data.batch import collate
 from nlft.errors import NlftError
 from nlft.ops.gate import accumulate
-from nlft.ops.keys import spherical_kmeans
 from nlft.ops.risk import Exceedances, allowance
 from nlft.pathways.gate import PrototypeGate, gate_module, gates_of
-from nlft.pathways.prototype import STATES_PER_KEY, HeldOut, sample_queries
+from nlft.pathways.prototype import STATES_PER_KEY, HeldOut, prototypes, sample_queries
 
 if TYPE_CHECKING:
     from nlft.data.batch import Batch
@@ -48,7 +47,7 @@ def calibrate_gate(
     gate.mean.copy_(mean)
     gate.whitener.copy_(whitener[:, : gate.key_width])
     [states] = sample_queries(model, {module: gate}, background_batches, slots * STATES_PER_KEY, seed).values()
-    gate.others = spherical_kmeans(states, slots, 5, torch.Generator().manual_seed(seed))
+    gate.others = prototypes(model, states, slots, 5, seed)
     model.peft_config[adapter].gate_others = len(gate.others)
 
 
@@ -88,11 +87,11 @@ def begin_gate(
     """
     gate = cast(PrototypeGate, gates_of(model)[adapter])
     [states] = sample_queries(model, {module: gate}, task_batches, slots * STATES_PER_KEY, seed, last=False).values()
-    keys = spherical_kmeans(states, slots, 5, torch.Generator().manual_seed(seed))
+    keys = prototypes(model, states, slots, 5, seed)
     every = [*(task.keys for task in gate.task_keys), keys]
 
     count, total, squares = 0, 0.0, 0.0
-    for inputs in block_inputs(model, [module], background_batches):
+    for inputs in block_inputs(model, [module], background_batches, again=True):
         contrast = gate.contrast(gate.queries(inputs.states[module]), every)[:, -1].double()
         count += len(contrast)
         total += float(contrast.sum())
@@ -148,7 +147,7 @@ def row_evidence(
     model: Any, module: str, gate: PrototypeGate, keys: list[torch.Tensor], drift: torch.Tensor | float, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Evidence [B, T, tasks] for tasks with these keys and drifts, 0 at padding; and which tokens are none, [B, T]."""
-    [inputs] = block_inputs(model, [module], [batch], first=True)
+    [inputs] = block_inputs(model, [module], [batch], first=True, again=True)
     contrast = gate.contrast(gate.queries(inputs.states[module]), keys) - drift
     mask = batch.attention_mask.to(contrast.device) != 0
     evidence = contrast.new_zeros(*mask.shape, len(keys))

@@ -1,5 +1,5 @@
-"""One forward pass as gates and keepers of state see it: padding, the cache of earlier tokens, and what is still true
-when layers of it are recomputed in a backward pass."""
+"""One forward pass as gates and keepers of state see it: padding, rows that share a line, the cache of earlier tokens,
+and what is still true when layers of it are recomputed in a backward pass."""
 
 from __future__ import annotations
 
@@ -12,8 +12,31 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
+from nlft.errors import NlftError
+
 CHECKPOINTING = "_gradient_checkpointing_func"
 """Attribute of a layer that transformers sets to `torch.utils.checkpoint.checkpoint` with its options."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Rows that share lines: S documents, none of which may see another."""
+
+    places: torch.Tensor
+    """[S, longest] int64, where their tokens lie in the flattened lines; 0 beyond their ends."""
+    attended: torch.Tensor
+    """[S, longest] bool, which of these places are tokens; those come first."""
+    back: torch.Tensor
+    """[B, T] int64, where the tokens of the lines lie in the flattened `places`."""
+
+    def apart(self, x: torch.Tensor) -> torch.Tensor:
+        """Lines [B, T, ...] as a row for each document, [S, longest, ...], 0 beyond its end."""
+        beyond = ~self.attended.to(x.device)
+        return x.flatten(0, 1)[self.places.to(x.device)].masked_fill(beyond.view(*beyond.shape, *[1] * (x.ndim - 2)), 0)
+
+    def together(self, x: torch.Tensor) -> torch.Tensor:
+        """The reverse of `apart`: [S, longest, ...] to [B, T, ...]."""
+        return x.flatten(0, 1)[self.back.to(x.device)]
 
 
 @dataclass
@@ -28,6 +51,8 @@ class Pass:
     """Tokens in that cache."""
     rows: int | None = None
     """B, where the inputs say it."""
+    documents: Documents | None = None
+    """Where several rows share a line; None where every line is one row."""
     evidence: torch.Tensor | None = None
     """[B, T, tasks], of these tokens; not kept after the pass."""
     open: torch.Tensor | None = None
@@ -51,7 +76,51 @@ def begin_pass(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     inputs = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
     # Now: by the time a block is reached, the layers in front of it have written into the cache.
     before = 0 if past is None else int(past.get_seq_length())
-    return Pass(given.get("attention_mask"), past, before, None if inputs is None else inputs.shape[0])
+    mask, rows, documents = given.get("attention_mask"), None if inputs is None else inputs.shape[0], None
+    if inputs is not None and mask is None and past is None:
+        documents = find_documents(given.get("position_ids"), *inputs.shape[:2])
+    return Pass(mask, past, before, rows, documents)
+
+
+def find_documents(positions: Any, lines: int, tokens: int) -> Documents | None:
+    """The rows that share lines by their positions, found as transformers does: one begins where a position does not
+    follow the one before it. None where every line is one row.
+
+    Args:
+        positions: [B, T] or [1, T]; [4, B, T] where a model that sees counts images apart, and text first.
+        lines: B.
+        tokens: T.
+    """
+    if isinstance(positions, torch.Tensor) and positions.ndim == 3 and len(positions) == 4:
+        positions = positions[0]
+    if not isinstance(positions, torch.Tensor) or positions.ndim != 2 or not tokens:
+        return None
+    begins = positions.expand(lines, tokens).diff(dim=1) != 1
+    if not bool(begins.any()):
+        return None
+    starts = torch.cat([torch.ones_like(begins[:, :1]), begins], dim=1).flatten()
+    first = starts.nonzero()[:, 0]
+    lengths = torch.cat([first, first.new_tensor([starts.numel()])]).diff()
+    column = torch.arange(int(lengths.max()), device=first.device)
+    attended = column < lengths[:, None]
+    places = (first[:, None] + column).masked_fill(~attended, 0)
+    own = starts.cumsum(dim=0) - 1
+    back = own * len(column) + torch.arange(starts.numel(), device=first.device) - first[own]
+    return Documents(places, attended, back.view(lines, tokens))
+
+
+def check_uncached(now: Pass, past: Cache | None) -> None:
+    """Refuses a key-value cache of rows that share a line: with one, transformers lets them attend to each other.
+
+    Raises:
+        NlftError: there is one.
+    """
+    if now.documents is not None and past is not None:
+        raise NlftError(
+            "Rows that share a line, told apart by their positions, were read with a key-value cache, in which they"
+            " attend to each other.",
+            "Call the model with use_cache=False.",
+        )
 
 
 def cache_of(output: Any, past: Cache | None) -> Cache | None:

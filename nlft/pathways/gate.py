@@ -24,6 +24,7 @@ from nlft.pathways.forward_pass import (
     attended_tokens,
     begin_pass,
     cache_of,
+    check_uncached,
     forget_passes,
     recall_passes,
 )
@@ -178,6 +179,9 @@ class PrototypeGate(nn.Module):
         if attended is not None:
             evidence = evidence.masked_fill(~attended[..., None].to(evidence.device), 0.0)
         now.evidence = evidence
+        if now.documents is not None:
+            now.open = now.documents.together(self.opened(now.documents.apart(evidence)))
+            return
         if now.tokens_before:
             history = self.history(now.past)
             earlier = None if history is None else history.keys
@@ -191,6 +195,7 @@ class PrototypeGate(nn.Module):
         """After the decoder: keeps the evidence in the cache."""
         now = self.now
         past = cache_of(output, now.past)
+        check_uncached(now, past)
         evidence, now.evidence, now.past, now.mask = now.evidence, None, None, None
         if past is None or evidence is None:
             return

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
-from nlft.calibrate import block_inputs
+from nlft.calibrate import block_inputs, counted
 from nlft.data.batch import collate
 from nlft.errors import NlftError
+from nlft.frozen_prefix import prefix_of
+from nlft.kept_inputs import SHARE
 from nlft.ops.keys import largest_cosine, largest_excess, spherical_kmeans, upper_cosine
 from nlft.ops.risk import Exceedances, allowance
+from nlft.prefix_store import Shape, address_of, bytes_of
 
 if TYPE_CHECKING:
     from nlft.data.batch import Batch
@@ -92,15 +97,12 @@ def prototype_addresses(
         NlftError: there is no background, too little for the budget, or no key could ever fire.
     """
     samples = sample_queries(model, readers, task_batches, slots * STATES_PER_KEY, seed, last=False)
-    keys = {
-        name: spherical_kmeans(states, slots, kmeans_steps, torch.Generator().manual_seed(seed))
-        for name, states in samples.items()
-    }
+    keys = {name: prototypes(model, states, slots, kmeans_steps, seed) for name, states in samples.items()}
     loudest: list[dict[str, torch.Tensor]] = []
     seen = 0
     for batches in (background_batches, earlier_batches):
         largest = {name: own.new_full((len(own),), -1.0) for name, own in keys.items()}
-        for inputs in block_inputs(model, list(readers), batches, first=True):
+        for inputs in block_inputs(model, list(readers), batches, first=True, again=batches is background_batches):
             for name, states in inputs.states.items():
                 largest[name] = torch.maximum(largest[name], largest_cosine(keys[name], readers[name].queries(states)))
             seen += len(inputs.rows)
@@ -133,7 +135,7 @@ def needed_margin(
     allowed = allowance(held_out.budget, held_out.groups)
     exceedances = Exceedances()
     for batch, weights in held_out.batches:
-        [inputs] = block_inputs(model, list(readers), [batch], first=True)
+        [inputs] = block_inputs(model, list(readers), [batch], first=True, again=True)
         excess = torch.stack(
             [
                 largest_excess(readers[name].queries(states), keys[name], thresholds[name])
@@ -165,9 +167,30 @@ def read_addresses(
     samples = sample_queries(model, readers, task_batches, slots * STATES_PER_KEY, seed, last=False)
     found = {}
     for name, states in samples.items():
-        keys = spherical_kmeans(states, slots, kmeans_steps, torch.Generator().manual_seed(seed))
+        keys = prototypes(model, states, slots, kmeans_steps, seed)
         found[name] = (keys, upper_cosine(keys, states[:: -(-len(states) // READ_SAMPLE)], reads / len(keys)))
     return found
+
+
+def prototypes(model: Any, states: torch.Tensor, slots: int, kmeans_steps: int, seed: int) -> torch.Tensor:
+    """Spherical k-means of queries [N, K]: keys [min(slots, N), K].
+
+    Runs of a comparison that differ in what comes later (a learning rate) find the keys of the first: what they ask is
+    told apart by its bytes.
+    """
+    prefix = prefix_of(model)
+    if prefix is None:
+        return spherical_kmeans(states, slots, kmeans_steps, torch.Generator().manual_seed(seed))
+    asked = hashlib.sha256(bytes_of(states.cpu())).digest()
+    address = address_of(
+        ("keys", asked, *states.shape, states.dtype, states.device.type, slots, kmeans_steps, seed), ()
+    )
+    keys = prefix.store.find(address)
+    if keys is None:
+        keys = spherical_kmeans(states, slots, kmeans_steps, torch.Generator().manual_seed(seed))
+        if prefix.store.has_room(keys.nbytes, SHARE):
+            prefix.store.add(address, Shape(len(keys), keys.shape[1], keys.dtype), lambda: [keys.cpu()])
+    return keys.to(states.device)
 
 
 def sample_queries(
@@ -181,21 +204,31 @@ def sample_queries(
     Raises:
         NlftError: there is no token.
     """
-    generator = torch.Generator().manual_seed(seed)
-    lots = torch.zeros(0)
-    queries: dict[str, torch.Tensor] = {}
-    for inputs in block_inputs(model, list(readers), batches, last=last):
-        # Every token draws a lot and the largest are kept: a uniform sample of a stream of any length.
-        lots = torch.cat([lots, torch.rand(len(inputs.rows), generator=generator)])
-        keep = lots.topk(min(most, len(lots))).indices.sort().values
-        lots = lots[keep]
+    batches = list(batches)
+    chosen = drawn([int(counted(batch, last=last).sum()) for batch in batches], most, seed)
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in readers}
+    for inputs, places in zip(block_inputs(model, list(readers), batches, last=last), chosen, strict=True):
         for name, states in inputs.states.items():
-            new = readers[name].queries(states)
-            every = torch.cat([queries[name], new]) if name in queries else new
-            queries[name] = every[keep.to(every.device)]
-    if not len(lots):
+            parts[name].append(readers[name].queries(states)[places.to(states.device)])
+    if not sum(map(len, chosen)):
         raise NlftError("The rows hold no token to make keys of.", "Give rows of at least two tokens.")
-    return queries
+    return {name: torch.cat(own) for name, own in parts.items()}
+
+
+def drawn(counts: Sequence[int], most: int, seed: int) -> list[torch.Tensor]:
+    """A uniform sample of at most `most` of the tokens of batches with so many each: their places by batch."""
+    generator = torch.Generator().manual_seed(seed)
+    lots, places = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    ends = list(accumulate(counts))
+    for end, count in zip(ends, counts, strict=True):
+        # Every token draws a lot and the largest are kept.
+        lots = torch.cat([lots, torch.rand(count, generator=generator)])
+        places = torch.cat([places, torch.arange(end - count, end)])
+        if len(lots) > most:
+            keep = lots.topk(most).indices.sort().values
+            lots, places = lots[keep], places[keep]
+    owners = torch.bucketize(places, torch.tensor(ends), right=True)
+    return [places[owners == i] - (end - count) for i, (end, count) in enumerate(zip(ends, counts, strict=True))]
 
 
 def hold_out(rows: Sequence[Encoded], seed: int) -> tuple[list[Encoded], list[Encoded]]:

@@ -20,6 +20,7 @@ from nlft.pathways.forward_pass import (
     attended_tokens,
     begin_pass,
     cache_of,
+    check_uncached,
     forget_passes,
     recall_passes,
 )
@@ -164,13 +165,26 @@ class StateKeeper(nn.Module):
             )
         return state
 
+    def apart(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` [B, T, ...] with a row for each sequence: [S, longest, ...] where several share a line."""
+        return x if self.now.documents is None else self.now.documents.apart(x)
+
+    def together(self, x: torch.Tensor) -> torch.Tensor:
+        """What a memory gives for the rows of `apart`, as [B, T, ...]."""
+        return x if self.now.documents is None else self.now.documents.together(x)
+
     def attended(self, tokens: int) -> torch.Tensor | None:
-        """Which of the T tokens are no padding, [B, T] bool; None where nothing says that any is."""
+        """Which of the T tokens of the rows of `apart` are no padding, bool; None where nothing says that any is."""
+        if self.now.documents is not None:
+            return self.now.documents.attended
         return attended_tokens(self.now.mask, self.now.tokens_before, tokens)
 
     def keep(self, block: str, state: State) -> None:
-        """Notes the state of a block behind these tokens; every tensor's first dimension is B."""
-        if self.now.kept is not None:
+        """Notes the state of a block behind these tokens; every tensor's first dimension is B.
+
+        Rows that share a line end within it, so that nothing goes on from them.
+        """
+        if self.now.kept is not None and self.now.documents is None:
             self.now.kept[block] = state
 
     @property
@@ -194,6 +208,11 @@ class StateKeeper(nn.Module):
         elif self.carried is not None:
             now.states = self.carried.states
         if self.carried is not None:
+            if now.documents is not None:
+                raise NlftError(
+                    "A session follows rows from one sequence to the next, and here several rows share a line.",
+                    "Give every row a line of its own.",
+                )
             now.learns = self.carried.learns
             self.carried.surprise = {}
         self.now = now
@@ -204,6 +223,7 @@ class StateKeeper(nn.Module):
         """After the decoder: puts the states into the cache and into the session."""
         now, self.now = self.now, Pass()
         past, kept = cache_of(output, now.past), now.kept
+        check_uncached(now, past)
         now.past, now.kept = None, None
         if not kept:
             return

@@ -30,6 +30,7 @@ import checks_generating  # noqa: F401  # isort: skip
 import integrations_peft  # noqa: F401  # isort: skip
 import integrations_training  # noqa: F401  # isort: skip
 import integrations_quantised  # noqa: F401  # isort: skip
+import checks_recalling  # noqa: F401  # isort: skip
 import integrations_trl  # noqa: F401  # isort: skip
 import integrations_evaluating  # noqa: F401  # isort: skip
 from reload import reload_elsewhere

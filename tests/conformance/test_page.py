@@ -13,7 +13,7 @@ ON_LLAMA = ("hope", "gated_lora")
 FAST = ("llama", "gpt2", "mixtral", "qwen3_vl")
 """Families of four kinds: the plain one, one with biases and another map, one of experts, and one that sees."""
 TESTED_ELSEWHERE = (
-    *("fresh process", "names", "4-bit", "8-bit", "nothing to train"),
+    *("fresh process", "names", "4-bit", "8-bit", "recall 4-bit", "nothing to train"),
     *("compile", "Trainer", "resume", "TRL", "TRL peft_config", "TRL 4-bit", "lm-eval"),
 )
 """They are dear, and other fast tests have something of each."""

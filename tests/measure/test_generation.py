@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from nlft.data.template import Encoded, encode, encode_rows, prompt_ids
 from nlft.measure import score as score_module
-from nlft.measure.generation import is_written
+from nlft.measure.generation import begins
 from nlft.measure.likelihood import Likelihood
 
 
@@ -44,19 +44,26 @@ def test_shortcut_equals_plain_generation(
 
 
 @pytest.mark.parametrize(
-    ("ids", "greedy", "budget", "expected"),
+    ("ids", "missed", "budget", "expected"),
     [
-        ([0, 5, 6, 7, 1], True, 2, True),  # the end token needs no budget
-        ([0, 5, 6, 7, 1], False, 2, False),
-        ([0, 5, 6, 7, 1], True, 1, False),
-        ([0, 5, 6, 7, 8], True, 9, False),  # cut before its end: decoding would go on
-        ([0, 5, 6, 9, 1], True, 9, False),  # decoding would stop at 9
-        ([0, 5, 1], True, 9, True),
+        ([0, 5, 6, 7, 1], None, 2, ([6, 7], True)),  # the end token needs no budget
+        ([0, 5, 6, 7, 1], None, 1, ([6], True)),
+        ([0, 5, 6, 7, 1], None, 0, ([], True)),
+        ([0, 5, 6, 7, 8], None, 9, ([6, 7, 8], False)),  # cut before its end
+        ([0, 5, 6, 9, 1], None, 9, ([6], True)),  # decoding stops at 9
+        ([0, 5, 1], None, 9, ([], True)),
+        ([0, 5, 6, 7, 1], (3, 4), 9, ([6, 4], False)),  # 4 in place of 7
+        ([0, 5, 6, 7, 1], (3, 4), 2, ([6, 4], True)),
+        ([0, 5, 6, 7, 1], (3, 9), 9, ([6], True)),  # a stop in place of 7
+        ([0, 5, 6, 7, 1], (4, 3), 9, ([6, 7, 3], False)),  # it goes on where the answer ends
     ],
 )
-def test_what_counts_as_written(ids: list[int], greedy: bool, budget: int, expected: bool) -> None:
+def test_what_the_teacher_forced_pass_has_written(
+    ids: list[int], missed: tuple[int, int] | None, budget: int, expected: tuple[list[int], bool]
+) -> None:
     encoded = Encoded(ids, [-100, -100, *ids[2:]], 1)
-    assert is_written(encoded, 2, Likelihood(0.1, len(ids) - 2, greedy), budget, {1, 9}) is expected
+    likelihood = Likelihood(0.1, len(ids) - 2, *(missed or ()))
+    assert begins(encoded, 2, likelihood, budget, {1, 9}) == expected
 
 
 def test_generation_carries_nll_of_the_same_pass(hand: SimpleNamespace, llama: Any, tiny_tokenizer: Any) -> None:

@@ -8,14 +8,19 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from nlft.anatomy import decoder_layers
+from nlft.config import PrefixConfig
 from nlft.data.template import Encoded
+from nlft.frozen_prefix import install_prefix
 from nlft.measure import generation
 from nlft.measure.generation import generate
 from nlft.measure.isolation import evaluating
 from nlft.measure.likelihood import likelihoods
-from nlft.measure.prefix import Shared, in_batches, shared_prompts
+from nlft.measure.prefix import shared_prompts
 from nlft.pathways.hope.config import HopePeftConfig
+from nlft.prefix_store import PrefixStore
 
 VOCABULARY = 97
 
@@ -75,6 +80,54 @@ def test_shared_prompts_of_adapters(make_model: Any, kind: str) -> None:
     check(adapted(make_model("llama"), kind), 8)
 
 
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_shared_prompts_begin_at_the_frozen_prefix(make_model: Any, family: str, batch_size: int) -> None:
+    model, _ = halved(make_model(family))
+    check(model, batch_size)
+
+
+@pytest.mark.parametrize(("family", "options"), [("mistral", {"sliding_window": 6}), ("gemma3", {"sliding_window": 6})])
+def test_shared_prompts_of_a_sliding_window(make_model: Any, family: str, options: dict[str, Any]) -> None:
+    check(make_model(family, **options), 8)
+    check(halved(make_model(family, **options))[0], 8)
+
+
+def test_the_frozen_prefix_spares_the_lower_layers(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its states are kept, no lower layer runs; sequences read with one whose states are not kept are whole."""
+    model, prefix = halved(make_model("llama"))
+    passes: list[int] = []
+    plain = LlamaDecoderLayer.forward
+
+    def counted(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        passes.append(layer.self_attn.layer_idx)
+        return plain(layer, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
+    encoded = sequences()
+    with evaluating(model):
+        first = likelihoods(model, encoded, 0, 8)
+        assert 0 in passes
+        passes.clear()
+        assert likelihoods(model, encoded, 0, 8) == first
+        assert set(passes) == set(range(prefix.depth, len(model.model.layers)))
+        prefix.known.pop(tuple(encoded[0].ids))
+        monkeypatch.setattr(prefix, "keep", lambda rows, pad_id: None)
+        again = likelihoods(model, encoded, 0, 8)
+        assert 0 in passes
+    assert [one.nats for one in again] == pytest.approx([one.nats for one in first], abs=2e-4)
+
+
+def halved(model: Any) -> tuple[Any, Any]:
+    """A model whose upper half is trained, and its frozen prefix, which ends there."""
+    model.requires_grad_(False)
+    layers = decoder_layers(model)[1]
+    layers[len(layers) // 2 :].requires_grad_(True)
+    config = PrefixConfig()
+    prefix = install_prefix(model, "base", config, PrefixStore(None, config))
+    assert prefix is not None
+    return model, prefix
+
+
 def check(model: Any, batch_size: int) -> None:
     encoded = sequences()
     assert shared_prompts(encoded), "the test must test sharing"
@@ -93,13 +146,6 @@ def test_what_is_shared() -> None:
     assert sizes == [(25, 2), (19, 5), (19, 3), (12, 4), (8, 6)]
     for group in groups:
         assert len({tuple(encoded[index].ids[: group.length]) for index in group.members}) == 1
-
-
-def test_groups_keep_to_the_batch_size() -> None:
-    groups = [Shared(9, [0, 1, 2, 3, 4]), Shared(8, [5, 6]), Shared(8, [7])]
-    batches = [[part.members for part in batch] for batch in in_batches(groups, 3)]
-    assert batches == [[[0, 1, 2]], [[3, 4]], [[5, 6], [7]]]
-    assert [[part.members for part in batch] for batch in in_batches(groups, 64)] == [[[0, 1, 2, 3, 4], [5, 6], [7]]]
 
 
 @pytest.mark.parametrize("kind", ["base", "hope"])

@@ -97,7 +97,7 @@ def test_product_read_equals_its_twin_with_gradients(dtype, n, reads, table, m):
     values = torch.randn(m, 3, dtype=dtype, requires_grad=True)
     twin_values = values.detach().clone().requires_grad_()
     out, twin = (
-        product_read(slots, weights, rows, values, table),
+        product_read(slots, weights, rows, values),
         naive_product_read(slots, weights, rows, twin_values),
     )
     torch.testing.assert_close(out, twin, rtol=0, atol=reads * TOLERANCE[dtype])
@@ -114,7 +114,7 @@ def test_product_read_equals_the_dense_table():
     weights, values = torch.rand(20, 5), torch.randn(3, 2, requires_grad=True)
     table = torch.zeros(9, 2).index_copy(0, rows, values.detach()).requires_grad_()
     dense = (weights[..., None] * table[slots]).sum(1)
-    out = product_read(slots, weights, rows, values, 9)
+    out = product_read(slots, weights, rows, values)
     torch.testing.assert_close(out, dense)
     out.square().sum().backward()
     dense.square().sum().backward()
@@ -124,7 +124,7 @@ def test_product_read_equals_the_dense_table():
 
 def test_product_read_of_absent_slots_is_exactly_zero():
     values = torch.full((2, 4), -1.0, requires_grad=True)
-    out = product_read(torch.tensor([[0, 8]]), torch.ones(1, 2), torch.tensor([3, 5]), values, 9)
+    out = product_read(torch.tensor([[0, 8]]), torch.ones(1, 2), torch.tensor([3, 5]), values)
     assert torch.equal(out, torch.zeros(1, 4))
     assert not torch.signbit(out).any()
     out.sum().backward()

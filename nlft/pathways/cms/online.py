@@ -69,7 +69,7 @@ class OnlineLevels(Levels):
                 "Choose other layers, or leave online_chunk away.",
             )
         with torch.autocast(n.device.type, enabled=False):
-            n = n.to(self.A0.dtype)  # pyright: ignore
+            n = keeper.apart(n.to(self.A0.dtype))  # pyright: ignore
             earlier, attended = keeper.earlier(block), keeper.attended(n.shape[1])
             state = self.first_state(len(n)) if earlier is None else {m: t.to(n.device) for m, t in earlier.items()}
             order = None
@@ -81,7 +81,9 @@ class OnlineLevels(Levels):
             reads, behind = self.run(n, state, attended, keeper.now.learns)
             keeper.keep(block, behind)
             added = torch.einsum("bltd,l->btd", reads, self.every("gain") * self.scale)
-            return added if order is None else added.take_along_dim(order.argsort(dim=1)[..., None], dim=1)
+            if order is not None:
+                added = added.take_along_dim(order.argsort(dim=1)[..., None], dim=1)
+            return keeper.together(added)
 
     def run(
         self, n: torch.Tensor, state: State, attended: torch.Tensor | None, learns: bool

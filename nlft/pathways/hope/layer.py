@@ -105,6 +105,7 @@ class HopeCore(nn.Module):
 
     def read(self, x: torch.Tensor, keeper: StateKeeper) -> torch.Tensor:
         """What every token reads, [B, T, H m]; hands the state behind it to the keeper."""
+        x = keeper.apart(x)
         earlier, attended = keeper.earlier(self.block), keeper.attended(x.shape[1])
         state = self.fresh(len(x)) if earlier is None else {n: t.to(x.device) for n, t in earlier.items()}
         order = None
@@ -124,7 +125,7 @@ class HopeCore(nn.Module):
         if keeper.watched:
             surprise = surprise.norm(dim=1)
             keeper.note_surprise(self.block, surprise if back is None else select(surprise, back))
-        return reads
+        return keeper.together(reads)
 
     def convolve(
         self, x: torch.Tensor, tail: torch.Tensor, attended: torch.Tensor | None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from nlft.ops.keys import whitened
-from nlft.ops.slots import half_scores, product_read, product_topk, prototype_scores
+from nlft.ops.keys import BLOCK, whitened
+from nlft.ops.prototype_read import prototype_read
+from nlft.ops.search import MANY_KEYS, Index, grouped, indexed
+from nlft.ops.slots import half_scores, product_read, product_topk
 from nlft.pathways.block import PathwayLayer
 from nlft.pathways.gate import LARGEST_KEY_WIDTH, PrototypeGate
 from nlft.pathways.part import TaskPart
@@ -37,6 +39,7 @@ class TaskSlots(TaskPart):
     def __init__(self, address: dict[str, torch.Tensor], learned: dict[str, torch.Tensor], trainable: bool) -> None:
         super().__init__()
         self.tally: Tally | None = None
+        self.look_up = LookUp()
         for name, tensor in address.items():
             self.register_buffer(name, tensor)
         if "keys" in address:
@@ -47,6 +50,41 @@ class TaskSlots(TaskPart):
     def slots(self) -> int:
         """M."""
         return len(self.values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What can be worked out anew is neither copied nor stored.
+        return {**self.__dict__, "look_up": LookUp()}
+
+
+class LookUp:
+    """What a look-up among one task's prototypes knows beforehand, until a key, a threshold or the shift changes."""
+
+    def __init__(self) -> None:
+        self.stamps: list[tuple[torch.Tensor, int]] = []
+        self.thresholds: torch.Tensor | None = None
+        """[M], with the shift."""
+        self.index: Index | None = None
+
+    def of(self, task: TaskSlots) -> tuple[torch.Tensor, Index | None]:
+        """Thresholds [M] with the shift, and an index; None off the CPU and where tensors tell no change."""
+        tensors = task.keys, task.thresholds, task.shift
+        if (
+            torch.compiler.is_compiling()
+            or task.keys.device.type != "cpu"
+            or any(tensor.is_inference() for tensor in tensors)
+        ):
+            return task.thresholds + task.shift, None
+        known = len(self.stamps) == 3 and all(
+            tensor is old and tensor._version == version
+            for tensor, (old, version) in zip(tensors, self.stamps, strict=True)
+        )
+        if not known:
+            self.stamps = [(tensor, tensor._version) for tensor in tensors]
+            self.thresholds = task.thresholds + task.shift
+            index = indexed(task.keys, self.thresholds)
+            self.index = index if len(index.places) < MANY_KEYS else index._replace(groups=grouped(index, task.keys))
+        assert self.thresholds is not None
+        return self.thresholds, self.index
 
 
 class SparseMemory(nn.Module):
@@ -125,50 +163,58 @@ class SparseMemory(nn.Module):
         """Slots by task, in the order of learning."""
         return cast("list[TaskSlots]", list(self.tasks))
 
-    @torch.no_grad()
     def queries(self, states: torch.Tensor) -> torch.Tensor:
-        """Block inputs [N, D] to whitened queries [N, K] of length 1."""
-        return whitened(states.to(self.mean.dtype), self.mean, self.whitener)
+        """Block inputs [N, D] to whitened queries [N, K] of length 1, without a gradient."""
+        return whitened(states.detach().to(self.mean.dtype), self.mean, self.whitener)
 
     @torch.no_grad()
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Product keys: the slots [N, H * topk] int64 that block inputs [N, D] read, and their weights."""
-        scores, slots = product_topk(half_scores(self.queries(x), self.rotations, self.half_keys), self.topk)
+        heads, _, n_keys, _ = self.half_keys.shape
+        parts = self.queries(x).split(max(1, BLOCK // (2 * heads * n_keys)))
+        found = [product_topk(half_scores(part, self.rotations, self.half_keys), self.topk) for part in parts]
+        scores, slots = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
         # The mean of both halves is the cosine of the whole key.
         weights = torch.softmax(self.temperature / 2 * scores, dim=-1)
         return slots.flatten(1), weights.flatten(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over tasks of what their slots add at each token; exactly zero where no slot is read."""
-        # Autocast would round the queries and move them across thresholds.
-        with torch.autocast(x.device.type, enabled=False):
-            flat = x.detach().reshape(-1, self.width)
-            output = torch.zeros(flat.shape, dtype=self.mean.dtype, device=x.device)
-            if not len(self.tasks):
-                return output.view(x.shape)
-            routed = self.queries(flat) if self.addressing == "prototype" else self.route(flat)
-            for number, task in enumerate(self.task_slots):
-                added = self.read(task, routed)
-                if self.gate is not None:
-                    added = added * self.gate[0].values(number, x).reshape(-1, 1)
-                output = output + added
-            return output.view(x.shape)
+        if torch.is_autocast_enabled(x.device.type):
+            # It would round the queries and move them across thresholds.
+            with torch.autocast(x.device.type, enabled=False):
+                return self.total(x)
+        return self.total(x)
+
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        """`forward`, outside of autocast."""
+        flat = x.detach().reshape(-1, self.width)
+        tasks = self.task_slots
+        if not tasks:
+            return torch.zeros(x.shape, dtype=self.mean.dtype, device=x.device)
+        routed = self.queries(flat) if self.addressing == "prototype" else self.route(flat)
+        output = None
+        for number, task in enumerate(tasks):
+            added = self.read(task, routed)
+            if self.gate is not None:
+                added = added * self.gate[0].values(number, x).reshape(-1, 1)
+            output = added if output is None else output + added
+        assert output is not None
+        return output.view(x.shape)
 
     def read(self, task: TaskSlots, routed: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """What one task's slots add, [N, D]."""
         if isinstance(routed, tuple):
             slots, weights = routed
-            added = product_read(slots, weights, task.rows, task.values, self.half_keys.shape[2] ** 2)
+            added = product_read(slots, weights, task.rows, task.values)
             if task.tally is not None and added.requires_grad:
                 # In the backward pass, which a checkpointed block runs once and its forward pass twice.
                 added.register_hook(partial(task.tally.count, slots))
             return added
-        with torch.no_grad():
-            scores = prototype_scores(routed, task.keys, task.thresholds + task.shift)
-        if self.input_dependent:
-            # 1 at first, so that values alone decide what is learned first.
-            scores = scores * (1 + routed @ task.inputs.T)
-        return scores.to(task.values.dtype) @ task.values
+        thresholds, index = task.look_up.of(task)
+        # 1 at first, so that values alone decide what is learned first.
+        inputs = task.inputs if self.input_dependent else None
+        return prototype_read(routed, task.keys, thresholds, task.values, inputs, index)
 
 
 class SparseMemoryLayer(PathwayLayer):
