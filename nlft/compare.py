@@ -21,7 +21,7 @@ from nlft.config.prefix import FOLDER
 from nlft.data.domain import load_domains, remarks
 from nlft.errors import CheckpointError, NlftError
 from nlft.events import Events
-from nlft.executor import Ended, Work, run_cells
+from nlft.executor import Ended, Work, begin_imports, run_cells
 from nlft.methods import build_method
 from nlft.pace import expected, kind_of, measure_pace, train_tokens
 from nlft.plan import Cell, addressed, plan_cells
@@ -72,6 +72,8 @@ def compare(
         )
     if executor == "ray":
         import_ray()
+    elif (jobs or 1) > 1 and not dry_run:
+        begin_imports()
     origin = find_start(recipe)
     if origin is not None:
         recipe = recipe.model_copy(update={"adapter": origin.start.name})

@@ -80,8 +80,7 @@ def run_cells(cells: list[Cell], work: Work, jobs: int, console: Console) -> Ite
         # No more than this process has: sums in another number of parts end in other bits, and OMP_NUM_THREADS counts.
         threads = max(1, min(torch.get_num_threads(), cores() // jobs))
         given = work, threads, list(warnings.filters)
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=set_up, initargs=given)
+        pool = ProcessPoolExecutor(jobs, mp_context=worker_context(), initializer=set_up, initargs=given)
         # No more are handed over than there are processes, so that what was handed over is what has begun: also where a
         # process dies before it wrote anything, and after Ctrl-C no further one begins.
         waiting, running = list(reversed(cells)), dict[Future[Ended], str]()
@@ -103,6 +102,26 @@ def run_cells(cells: list[Cell], work: Work, jobs: int, console: Console) -> Ite
         for name in [name for name in left if begun[name] >= ATTEMPTS]:
             yield Ended(left.pop(name), "Its process was killed, perhaps for want of memory. Use fewer --jobs.")
         cells = list(left.values())
+
+
+def worker_context() -> Any:
+    """How worker processes begin: out of a server that imports everything once, where the system has such servers.
+
+    The server computes nothing, so that what it hands on holds no threads.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def begin_imports() -> None:
+    """Starts that server, so that it imports while this process does other things."""
+    if worker_context().get_start_method() == "forkserver":
+        from multiprocessing.forkserver import ensure_running
+
+        ensure_running()
 
 
 def run_one(cell: Cell, work: Work, console: Console) -> Ended:

@@ -11,10 +11,10 @@ Hooks can replace what a layer gives, but not spare its work. Given as `inputs_e
 get positions added (GPT-2), and a decoder without its first layers gives later ones the masks of others (sliding
 windows alternate), or has caches and adapters under other numbers.
 
-What is kept does not depend on who asked first. Rows are computed in passes that their set alone decides: the sets that
-a run declares (`units`: the train rows of each task, the background), and whatever else is asked for at one time. Of
-several tables that hold a row, the one that was asked for last serves. Each stage of a run begins with a fresh
-`FrozenPrefix`, as a resumed run does, so both read the same bits.
+What is kept does not depend on who asked first. Rows are computed in passes that their set alone decides. A run declares
+sets (`units`: the train rows of each task, the background), and a row of one is always computed with its whole set;
+whatever else is asked for at one time is a set too, and of several that hold a row the last one serves. Each stage of a
+run begins with a fresh `FrozenPrefix`, as a resumed run does, so both read the same bits.
 """
 
 from __future__ import annotations
@@ -60,7 +60,13 @@ class FrozenPrefix:
         self.model, self.root = model, root_of(model)
         self.fingerprint, self.config, self.store = fingerprint, config, store
         self.layers = decoder_layers(self.root)[1]
-        self.units = [frozenset(tuple(row.ids) for row in unit) for unit in units]
+        self.units: list[set[Ids]] = []
+        self.home: dict[Ids, int] = {}
+        """By ids of a row that a run has declared: the number of its set, the first that holds it."""
+        for number, unit in enumerate(units):
+            own = {tuple(row.ids) for row in unit} - self.home.keys()
+            self.units.append(own)
+            self.home.update(dict.fromkeys(own, number))
         self.depth = 0
         self.asked = False
         """Whether it is known how deep it is."""
@@ -121,13 +127,10 @@ class FrozenPrefix:
                 start += len(ids)
 
     def parts(self, asked: set[Ids]) -> Iterator[set[Ids]]:
-        """The declared sets within what is asked for, and the rest."""
-        for unit in self.units:
-            if unit and unit <= asked:
-                yield set(unit)
-                asked = asked - unit
-        if asked:
-            yield asked
+        """The declared sets that hold some of what is asked for, and the rest of it."""
+        yield from (self.units[number] for number in sorted({self.home[ids] for ids in asked & self.home.keys()}))
+        if rest := asked - self.home.keys():
+            yield rest
 
     def compute(self, rows: Sequence[Ids], pad_id: int) -> Iterator[torch.Tensor]:
         """States [n, D] on the CPU, pass by pass, of the tokens of rows, one row behind another."""
@@ -236,7 +239,7 @@ def install_prefix(
 
     Args:
         fingerprint: of the base.
-        units: sets of rows that are asked for together, alone or with others; each is kept as one table.
+        units: sets of rows of which all will be asked for; each is kept as one table.
     """
     if not config.enabled:
         return None

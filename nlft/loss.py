@@ -32,7 +32,7 @@ def target_loss(model: Any, batch: Batch) -> Tensor:
     width = batch.labels.shape[1]
     row, column = (batch.labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
     targets = batch.labels[row, column + 1]
-    size = head.tokens(targets.device)
+    size = head.tokens(targets.device) if head.stands_alone else len(targets)
     whole = len(targets) <= size or not head.can_repeat
     seen: list[Tensor] = []
 

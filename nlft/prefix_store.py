@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import uuid
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from shutil import rmtree
 from typing import BinaryIO, Literal, NamedTuple
 
 import torch
@@ -32,8 +33,13 @@ from nlft.config import PrefixConfig
 
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Dtypes as safetensors names them."""
+OWN = re.compile(r"[0-9a-f]{64}\.safetensors|\.[0-9a-f]{64}\.[0-9a-f]{32}")
+"""Names of files, and of files that are not whole yet."""
 DIGEST = 32
 """Bytes of a sha256."""
+
+SMALL = 4e6
+"""Bytes of a table below which it stays in memory: sooner computed by each process than shared."""
 
 Tier = Literal["memory", "file"]
 
@@ -57,7 +63,7 @@ class PrefixStore:
     Args:
         folder: for files; it need not exist, and there are none when None.
         config: how much is kept.
-        shared: several processes keep tables in the folder, so files come before memory.
+        shared: several processes keep tables in the folder, so files come before memory for tables that are not small.
     """
 
     def __init__(self, folder: Path | None, config: PrefixConfig, shared: bool = False) -> None:
@@ -110,7 +116,7 @@ class PrefixStore:
     def tier_for(self, size: int) -> Tier | None:
         """Where a table of so many bytes goes, once the oldest have made room for it; None if it fits nowhere."""
         limits: dict[Tier, float] = {"memory": self.config.memory_gb * 1e9, "file": self.config.disk_gb * 1e9}
-        order: tuple[Tier, ...] = ("file", "memory") if self.shared else ("memory", "file")
+        order: tuple[Tier, ...] = ("file", "memory") if self.shared and size >= SMALL else ("memory", "file")
         tiers: list[Tier] = [tier for tier in order if size <= limits[tier] and (tier == "memory" or self.writable)]
         if not tiers:
             self.shortage = self.shortage or (
@@ -157,6 +163,8 @@ class PrefixStore:
         """When a file was last asked for, its bytes, and the file; those that are not whole too."""
         found = []
         for path in self.folder.glob("*") if self.folder else ():
+            if not OWN.fullmatch(path.name):
+                continue
             try:
                 stat = path.stat()
             except OSError:  # removed by another process
@@ -205,8 +213,11 @@ class PrefixStore:
     def remove(self) -> None:
         """Removes the folder: the run or comparison has come to its end."""
         self.tables, self.mapped = {}, set()
+        for _, _, path in self.files():
+            discard(path)
         if self.folder is not None:
-            rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):  # it holds what somebody else has put there
+                self.folder.rmdir()
 
 
 def discard(path: Path) -> bool:

@@ -49,10 +49,10 @@ class Pruned:
     cuts: list[TaskCut]
     n_tokens: int
     silenced: float
-    """Largest |logit difference| on the traffic when the removed slots are silent and yet in place: exactly 0 if none
-    of them is read."""
+    """Largest |logit difference| on the traffic when the removed slots are silent and yet in place: rounding if none of
+    them is read, for a look-up leaves silent keys out and products of other sizes round otherwise."""
     removed: float
-    """The same when they are gone: sums of fewer addends round otherwise."""
+    """The same when they are gone."""
     effects: list[Effect]
     """On the recipe's evaluations, pruned against not pruned."""
 

@@ -124,14 +124,13 @@ def begin_cells(recipe: Any, out: Path) -> None:
 @pytest.mark.slow
 def test_cells_end_with_the_process_that_began_them(recipe: Callable[..., Any], tmp_path: Path) -> None:
     chosen = recipe(methods=SMALL, train={"steps": 5000, "batch_size": 8})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer versions of Python warn of forks beside threads
-        parent = multiprocessing.get_context("fork").Process(target=begin_cells, args=(chosen, tmp_path))
-        parent.start()
+    parent = multiprocessing.get_context("spawn").Process(target=begin_cells, args=(chosen, tmp_path))
+    parent.start()
     until = time.monotonic() + 120
     while not list((tmp_path / "cells").glob("*")) and time.monotonic() < until:
         time.sleep(0.05)
-    workers = [child for child in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    [server] = [child for child in psutil.Process(parent.pid).children() if "forkserver" in " ".join(child.cmdline())]
+    workers = server.children()
     assert len(workers) == 1
     parent.kill()
     parent.join()

@@ -241,8 +241,8 @@ def test_pruning_changes_nothing_on_its_traffic(
     folder = adapter_folder(made(method))
     found = read_adapter(folder)
     done = prune(found, folder, traffic, 1, None)
-    assert done.silenced == 0 and done.removed < 1e-4
-    assert done.removed == 0 or method == "prototype"
+    assert done.silenced < 1e-4 and done.removed < 1e-4
+    assert done.silenced == done.removed == 0 or method == "prototype"
     people = done.cuts[0]
     assert 0 < people.removed <= people.unread < people.slots + 1 and people.bytes_after < people.bytes_before
     again = read_adapter(write_adapter(done.adapter, folder, tmp_path / "out"))

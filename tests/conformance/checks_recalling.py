@@ -33,13 +33,8 @@ def gradients(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@check(
-    "recall",
-    "With the frozen layers in front left out and their states given back, loss and all gradients are bit for bit those"
-    " of a whole pass, and equal up to rounding where rows are padded.",
-)
-def recalls(pathway: str, family: str, base: Any = None) -> None:
-    model = adapted(pathway, base or build(family), layers_to_transform=[1, 2, 3])
+def recalls_on(base: Any, pathway: str) -> None:
+    model = adapted(pathway, base, layers_to_transform=[1, 2, 3])
     begin(model, pathway)
     train(model, pathway, steps=1)
     names, padded = list(model.state_dict()), rows_of(ROWS)
@@ -59,6 +54,15 @@ def recalls(pathway: str, family: str, base: Any = None) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@check(
+    "recall",
+    "With the frozen layers in front left out and their states given back, loss and all gradients are bit for bit those"
+    " of a whole pass, and equal up to rounding where rows are padded.",
+)
+def recalls(pathway: str, family: str) -> None:
+    recalls_on(build(family), pathway)
+
+
 @check("recall 4-bit", "The same beside a base in 4 bit (nf4).", families=("llama", "gemma3"))
 def recalls_quantised(pathway: str, family: str) -> None:
-    recalls(pathway, family, quantised(family, 4))
+    recalls_on(quantised(family, 4), pathway)
