@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from nlft.config.prefix import FOLDER
+from nlft.config.prefix import FOLDER, OWN
 from nlft.errors import CheckpointError
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -72,21 +72,29 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def holds_nothing(folder: Path) -> bool:
+def holds_nothing(folder: Path, but_states: bool = False) -> bool:
     """True if a folder is absent, empty, or left by a process that was killed while it wrote its first file.
 
-    States of frozen layers (`prefix`) are no result.
+    Args:
+        but_states: states of frozen layers that a run or comparison has kept there are nothing either.
 
     Raises:
         CheckpointError: it is a file, or cannot be looked into.
     """
     try:
-        own = ("config.yaml" + PARTIAL, FOLDER)
-        return not folder.exists() or not [path for path in folder.iterdir() if path.name not in own]
+        found = [path for path in folder.iterdir() if path.name != "config.yaml" + PARTIAL] if folder.exists() else []
+        if but_states:
+            found = [path for path in found if path.name != FOLDER or not holds_states_alone(path)]
+        return not found
     except NotADirectoryError as error:
         raise CheckpointError(f"{folder} is a file, not a folder.", "Give another folder with --out.") from error
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {error.strerror}.", "Give another with --out.") from error
+
+
+def holds_states_alone(folder: Path) -> bool:
+    """True of a folder with nothing but states of frozen layers."""
+    return folder.is_dir() and all(OWN.fullmatch(path.name) for path in folder.iterdir())
 
 
 def make_folder(folder: Path) -> None:

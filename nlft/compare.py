@@ -62,7 +62,7 @@ def compare(
         NlftError: the folder holds something else, or results cannot be written.
     """
     console, out = console or Console(quiet=True), out.resolve()
-    if not holds_nothing(out) and not (out / "cells").is_dir():
+    if not holds_nothing(out, but_states=True) and not (out / "cells").is_dir():
         raise NlftError(f"{out} holds another run, and no comparison.", "Give another folder with --out.")
     name = name_in(out)
     if name not in (None, recipe.name):
@@ -72,8 +72,6 @@ def compare(
         )
     if executor == "ray":
         import_ray()
-    elif (jobs or 1) > 1 and not dry_run:
-        begin_imports()
     origin = find_start(recipe)
     if origin is not None:
         recipe = recipe.model_copy(update={"adapter": origin.start.name})
@@ -102,6 +100,8 @@ def compare(
     seconds = announce(cells, out, recipe, base, prepared, jobs or int(executor == "local"), console)
     if dry_run:
         return out
+    if seconds and executor == "local" and (jobs or 1) > 1:
+        begin_imports()  # while the base is scored here
     make_folder(out / "cells")
     write_text(out / "config.yaml", dump_recipe(recipe))
     Events(out / "events.jsonl").write("start", cwd=os.getcwd())

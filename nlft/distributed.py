@@ -208,6 +208,28 @@ def take_from_first(tensors: Iterable[torch.Tensor]) -> None:
             tensor.copy_(whole)
 
 
+def check_same_run(stages: int, recipe: str) -> None:
+    """Makes sure that all processes are about to do the same, before they first wait for each other.
+
+    Args:
+        stages: that are finished, as this process sees the result folder.
+        recipe: as text.
+
+    Raises:
+        NlftError: one of them was given another recipe, or sees another folder.
+    """
+    seen = gather((stages, hashlib.sha256(recipe.encode()).hexdigest()))
+    if len({digest for _, digest in seen}) > 1:
+        raise NlftError(
+            "The processes were given different recipes.", "Start all of them with the same words and the same files."
+        )
+    if len({number for number, _ in seen}) > 1:
+        raise NlftError(
+            f"The processes see different numbers of finished stages in --out: {[number for number, _ in seen]}.",
+            "Put --out where all machines see the same files.",
+        )
+
+
 def check_alike(tensors: Iterable[torch.Tensor], label: str) -> None:
     """Makes sure that all processes hold the same bits.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 import traceback
 import warnings
@@ -105,11 +106,8 @@ def run_cells(cells: list[Cell], work: Work, jobs: int, console: Console) -> Ite
 
 
 def worker_context() -> Any:
-    """How worker processes begin: out of a server that imports everything once, where the system has such servers.
-
-    The server computes nothing, so that what it hands on holds no threads.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    """How worker processes begin: on Linux out of a server that imports everything once, and computes nothing."""
+    if sys.platform != "linux":  # elsewhere it is not safe to fork what has been imported
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])

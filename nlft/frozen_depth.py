@@ -9,11 +9,14 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from transformers.utils import output_capturing
 
 from nlft.anatomy import root_of
 
 ADAPTERS = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 """What PEFT puts in the place of a module."""
+QUIET = ("torch.distributed.fsdp", output_capturing.__name__)
+"""Whose hooks change nothing: they gather the weights of a sharded base, or only note what passes."""
 DRAWS = ("drop", "jitter")
 """Parts of names of settings by which a base draws at random while it trains."""
 HEADS = ("classifier", "summary")
@@ -32,7 +35,13 @@ def frozen_depth(root: Any, layers: nn.ModuleList) -> int:
 
 def is_touched(layer: nn.Module) -> bool:
     """Whether anything in a layer is adapted, trained or listened to."""
-    return any(is_changed(one) or one._forward_pre_hooks or one._forward_hooks for one in layer.modules())
+    return any(is_changed(one) or has_listener(one) for one in layer.modules())
+
+
+def has_listener(module: nn.Module) -> bool:
+    """Whether anyone listens to a module who may change what passes."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(not str(getattr(hook, "__module__", "")).startswith(QUIET) for hook in hooks)
 
 
 def is_changed(module: nn.Module) -> bool:
@@ -50,9 +59,19 @@ def modules_but(module: nn.Module, left_out: Sequence[nn.Module]) -> Iterator[nn
 
 def draws(root: Any) -> bool:
     """Whether a base draws at random while it trains, so that its states are no constants."""
-    settings = root.config.get_text_config().to_dict()
-    names = [key for key in settings if any(part in key for part in DRAWS) and not key.startswith(HEADS)]
-    return any(isinstance(settings[name], float) and settings[name] > 0 for name in names)
+    return any(
+        isinstance(value, float) and value > 0 and any(part in key for part in DRAWS) and not key.startswith(HEADS)
+        for key, value in settings_of(root.config.get_text_config().to_dict())
+    )
+
+
+def settings_of(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values, those of sections too: some families have one for their attention."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from settings_of(value)
+        else:
+            yield key, value
 
 
 def reason_against(model: Any) -> str | None:

@@ -11,10 +11,10 @@ Hooks can replace what a layer gives, but not spare its work. Given as `inputs_e
 get positions added (GPT-2), and a decoder without its first layers gives later ones the masks of others (sliding
 windows alternate), or has caches and adapters under other numbers.
 
-What is kept does not depend on who asked first. Rows are computed in passes that their set alone decides. A run declares
-sets (`units`: the train rows of each task, the background), and a row of one is always computed with its whole set;
-whatever else is asked for at one time is a set too, and of several that hold a row the last one serves. Each stage of a
-run begins with a fresh `FrozenPrefix`, as a resumed run does, so both read the same bits.
+What is kept does not depend on who asked first. Rows are computed in passes that their set alone decides. A run
+declares sets (`units`: the train rows of each task, the background), and a row of one is always computed with its whole
+set; whatever else is asked for at one time is a set too, and of several that hold a row the last one serves. Each stage
+of a run begins with a fresh `FrozenPrefix`, as a resumed run does, so both read the same bits.
 """
 
 from __future__ import annotations
@@ -33,15 +33,20 @@ from nlft.config import PrefixConfig
 from nlft.data.batch import Batch, by_length, collate, tokens_a_pass
 from nlft.data.template import Encoded
 from nlft.frozen_depth import draws, frozen_depth, reason_against
-from nlft.prefix_store import PrefixStore, Shape, address_of
+from nlft.prefix_store import PrefixStore
 from nlft.stand_in import StandIn
+from nlft.state_file import Shape, address_of
 
 ATTRIBUTE = "nlft_frozen_prefix"
 """Where a model keeps its `FrozenPrefix`."""
 ROWS = 64
 """Most rows of a pass that fills."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""By dtype of the states, how far logits may lie from those of a whole pass, relative to the largest of them."""
+"""By dtype of the states, how far what a model says may lie from a whole pass, relative to the largest number."""
+ALIKE = {torch.float32: 2e-6, torch.float64: 1e-14, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""The same for states that were not rounded and stand in the same batch: a few steps of the dtype."""
+CHECKED, WINDOW = 256, 1024
+"""Most tokens of a row that is read both ways; more where a sliding window is longer, but of at most so many."""
 
 Ids = tuple[int, ...]
 
@@ -105,7 +110,7 @@ class FrozenPrefix:
         addresses = {self.known.get(ids, ("", 0))[0] for ids in asked}
         if addresses <= self.store.tables.keys():
             for address in sorted(addresses):
-                self.store.find(address)
+                self.store.find(address, Shape(len(self.store.tables[address]), self.size, self.dtype))
             return
         for part in self.parts(asked):
             # By length, so that little is padded, and in one order whoever asks.
@@ -116,8 +121,8 @@ class FrozenPrefix:
                     return
             decides = (self.fingerprint, depth, name_of(self.root.dtype), name_of(self.dtype))
             address = address_of(decides, ordered)
-            if self.store.find(address) is None:
-                shape = Shape(sum(map(len, ordered)), self.size, self.dtype)
+            shape = Shape(sum(map(len, ordered)), self.size, self.dtype)
+            if self.store.find(address, shape) is None:
                 with inference(self.root):
                     if self.store.add(address, shape, partial(self.compute, ordered, pad_id)) is None:
                         continue
@@ -142,28 +147,36 @@ class FrozenPrefix:
             yield states[batch.attention_mask != 0].to(self.dtype).cpu()
 
     def check(self, rows: Sequence[Ids], pad_id: int) -> None:
-        """Reads a few rows both ways, and refuses where the logits are not the same."""
-        batch = collated(rows, pad_id).to(next(self.root.parameters()).device)
+        """Reads the beginnings of a few rows both ways, and refuses where the head is not given the same."""
+        window = getattr(self.root.config.get_text_config(), "sliding_window", None) or 0
+        most = max(CHECKED, window + CHECKED // 4) if window <= WINDOW else CHECKED
+        batch = collated([ids[:most] for ids in rows], pad_id).to(next(self.root.parameters()).device)
+        real = batch.attention_mask != 0
         found: list[Any] = []
-        handle = self.layers[self.depth - 1].register_forward_hook(lambda _module, _args, out: found.append(out))
+        handle = self.layers[self.depth - 1].register_forward_hook(lambda *given: found.append(given[2]))
         try:
             with inference(self.root):
-                whole = self.root(**batch.inputs(), use_cache=False).logits
+                whole = self.last_states(batch)[real]
                 states = found[0][0] if isinstance(found[0], tuple) else found[0]
                 for one in self.stand_ins:
                     one.width = len(found[0]) if isinstance(found[0], tuple) else None
                 if states.shape != (*batch.input_ids.shape, self.size):
                     self.refused = f"its layers pass on states of shape {tuple(states.shape)}"
                     return
-                with self.standing_in(states.to(self.dtype).to(states.dtype)):
-                    part = self.root(**batch.inputs(), use_cache=False).logits
+                known = torch.where(real[..., None], states.to(self.dtype), 0)
+                with self.standing_in(known.to(states.dtype)):
+                    part = self.last_states(batch)[real]
         finally:
             handle.remove()
-        real = batch.attention_mask != 0
-        error = float((whole - part)[real].abs().max() / whole[real].abs().max())
-        if not error <= TOLERANCE[self.dtype]:
-            self.refused = f"begun at layer {self.depth}, it gives other logits (by {error:.1e} of the largest)"
+        error = float((whole - part).abs().max() / whole.abs().max())
+        if not error <= (ALIKE if self.dtype == self.root.dtype else TOLERANCE)[self.dtype]:
+            self.refused = f"begun at layer {self.depth}, it gives other states (by {error:.1e} of the largest)"
         self.checked = True
+
+    def last_states(self, batch: Batch) -> torch.Tensor:
+        """What the head is given, [B, T, D]; it does not run, for its logits may be many."""
+        head = {"head": self.root.get_output_embeddings()}
+        return run_until_captured(self.root, head, batch.input_ids, batch.attention_mask)["head"]
 
     def states(self, batch: Batch, width: int | None = None) -> torch.Tensor | None:
         """The states [B, T, D] of a batch's first `width` columns, 0 at padding; None where a row is not known.
@@ -209,15 +222,19 @@ class FrozenPrefix:
             found[self.refused] = f"Nothing of the base is kept between passes: {self.refused}."
         elif own := {address for address, _ in self.known.values()} & self.store.tables.keys():
             size = sum(self.store.tables[address].nbytes for address in own)
-            mapped = sum(self.store.tables[address].nbytes for address in own & self.store.mapped)
-            where = "in memory" if not mapped else "in files" if mapped == size else "in memory and files"
+            mapped = own & self.store.mapped
+            where = "in memory" if not mapped else "in files" if mapped == own else "in memory and files"
             while_training = "; not while training, for the base draws at random then" if self.draws else ""
+            rows = sum(address in own for address, _ in self.known.values())
             found[f"depth {self.depth}"] = (
-                f"The first {self.depth} of {len(self.layers)} layers give constants: {len(self.known):,} rows,"
+                f"The first {self.depth} of {len(self.layers)} layers give constants: {rows:,} rows,"
                 f" {size / 1e6:,.1f} MB {where}{while_training}."
             )
         elif self.asked and not self.depth and any(not parameter.requires_grad for parameter in self.root.parameters()):
-            found["first layer"] = "Nothing of the base is kept between passes: its first layer is adapted or trained."
+            found["first layer"] = (
+                "Nothing of the base is kept between passes: its first layer, or what stands beside its layers"
+                " (embeddings, a norm), is adapted, trained or listened to."
+            )
         new = [line for key, line in found.items() if key not in said]
         said.update(found)
         return new
@@ -238,13 +255,17 @@ def install_prefix(
     """Gives a model a frozen prefix, which is empty, in place of one that it has; None where the config wants none.
 
     Args:
-        fingerprint: of the base.
+        fingerprint: of the base as it is below the first touched layer, whose weights are not looked at again.
+        store: what other prefixes have kept in it makes room from now on where it is not asked for again.
         units: sets of rows of which all will be asked for; each is kept as one table.
     """
+    root = root_of(model)
+    setattr(root, ATTRIBUTE, None)
     if not config.enabled:
         return None
+    store.begin()
     prefix = FrozenPrefix(model, fingerprint, config, store, units)
-    setattr(root_of(model), ATTRIBUTE, prefix)
+    setattr(root, ATTRIBUTE, prefix)
     return prefix
 
 
@@ -255,15 +276,13 @@ def prefix_of(model: Any) -> FrozenPrefix | None:
 
 def keep_prefix(model: Any, rows: Sequence[Encoded], pad_id: int) -> None:
     """Keeps the states of rows that will be read several times, if the model has a frozen prefix."""
-    prefix = prefix_of(model)
-    if prefix is not None:
+    if (prefix := prefix_of(model)) is not None:
         prefix.keep(rows, pad_id)
 
 
 def prefix_remarks(model: Any) -> list[str]:
     """What the user should know of a model's frozen prefix and has not been told."""
-    prefix = prefix_of(model)
-    return [] if prefix is None else prefix.remarks()
+    return [] if (prefix := prefix_of(model)) is None else prefix.remarks()
 
 
 @contextmanager

@@ -25,6 +25,11 @@ FEWEST = 128
 """Least tokens of a block: with fewer, reading the head's weights takes longer than multiplying by them."""
 
 
+def tokens_of_block(kind: str, vocabulary: int) -> int:
+    """Tokens whose logits fill a block on a kind of device."""
+    return max(FEWEST, BLOCK.get(kind, MOST_BLOCK) // vocabulary)
+
+
 class Answer(BaseModelOutputWithPast):
     """What a decoder gives, of whatever kind the head expects: states, and None for everything else."""
 
@@ -88,8 +93,7 @@ class Head:
 
     def tokens(self, device: torch.device) -> int:
         """Tokens whose logits fill a block."""
-        vocabulary = self.root.config.get_text_config().vocab_size
-        return max(FEWEST, BLOCK.get(device.type, MOST_BLOCK) // vocabulary)
+        return tokens_of_block(device.type, self.root.config.get_text_config().vocab_size)
 
     @contextmanager
     def seeing(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:

@@ -8,26 +8,23 @@ nothing to them: by induction over the layers they are then what a forward pass 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from nlft.anatomy import decoder_layers
+from nlft.base import name_of
+from nlft.frozen_depth import ADAPTERS, has_listener
 from nlft.frozen_prefix import prefix_of
-from nlft.prefix_store import Shape
+from nlft.state_file import address_of
 
 if TYPE_CHECKING:
     from nlft.data.batch import Batch
 
-SHARE = 0.5
-"""Part of the store's room that is left to others."""
-
 
 class KeptInputs:
-    """The inputs of some blocks of a model with a frozen prefix, in whose store they lie; else nothing is kept.
+    """The inputs of some blocks of a model with a frozen prefix, in whose store's `inputs` they lie; else nothing.
 
     Args:
         root: the causal language model.
@@ -44,7 +41,7 @@ class KeptInputs:
         address = self.address(batch)
         if self.prefix is None or address is None:
             return None
-        table = self.prefix.store.find(address)
+        table = self.prefix.store.inputs.find(address)
         if table is None:
             return None
         parts = table.to(batch.input_ids.device, non_blocking=True).chunk(len(self.blocks))
@@ -54,12 +51,10 @@ class KeptInputs:
     def add(self, batch: Batch, states: Mapping[str, torch.Tensor]) -> None:
         """Keeps inputs, if there is room and they are those of the base."""
         address = self.address(batch)
-        if self.prefix is None or address is None or self.prefix.store.find(address) is not None:
+        if self.prefix is None or address is None or self.prefix.store.inputs.find(address) is not None:
             return
-        store, size = self.prefix.store, sum(one.nbytes for one in states.values())
-        if store.has_room(size, SHARE) and self.are_silent(states):
-            table = torch.cat([states[name].cpu() for name in self.blocks])
-            store.add(address, Shape(len(table), table.shape[1], table.dtype), lambda: [table])
+        if self.are_silent(states):
+            self.prefix.store.inputs.add(address, torch.cat([states[name].cpu() for name in self.blocks]))
 
     def are_silent(self, states: Mapping[str, torch.Tensor]) -> bool:
         """Whether all memories in front of the last block add nothing at these inputs."""
@@ -69,10 +64,9 @@ class KeptInputs:
         """sha256 of what decides the base's inputs of a batch; None where other things would."""
         if self.prefix is None or self.speakers is None or not batch.rows or batch.position_ids is not None:
             return None
-        digest = hashlib.sha256(repr((self.prefix.fingerprint, self.prefix.root.dtype, self.blocks)).encode())
-        for row in batch.rows:
-            digest.update(repr(row.ids).encode())
-        return digest.hexdigest()
+        own = self.prefix
+        decides = ("inputs", own.fingerprint, own.depth, name_of(own.root.dtype), name_of(own.dtype), *self.blocks)
+        return address_of(decides, [row.ids for row in batch.rows])
 
 
 def speakers(root: Any, blocks: Sequence[str]) -> dict[str, Any] | None:
@@ -86,13 +80,15 @@ def speakers(root: Any, blocks: Sequence[str]) -> dict[str, Any] | None:
     if any(parameter.requires_grad for parameter in root.parameters()):
         return None
     for name, module in root.named_modules():
-        if not isinstance(module, BaseTunerLayer) or f"{name}.".startswith(f"{last}."):
+        if not name or f"{name}.".startswith(f"{last}.") or layer_of(name, prefix) > layer_of(last, prefix):
             continue
-        if layer_of(name, prefix) > layer_of(last, prefix):
-            continue
-        if name not in blocks or not hasattr(module, "is_silent"):
+        above = f"{prefix}.".startswith(f"{name}.")  # there gates count tokens, and change nothing in front of theirs
+        if not above and has_listener(module):
             return None
-        found[name] = module
+        if isinstance(module, ADAPTERS):
+            if name not in blocks or not hasattr(module, "is_silent"):
+                return None
+            found[name] = module
     return found
 
 

@@ -15,13 +15,27 @@ PATIENCE = timedelta(seconds=5)
 
 
 def processes() -> int:
-    """Processes that a launcher started together; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    """Processes that a launcher started together; 1 without one.
+
+    Raises:
+        NlftError: the environment names no number.
+    """
+    return number("WORLD_SIZE", 1)
+
+
+def number(name: str, default: int) -> int:
+    """What a variable of the environment says, or the default where it is not set."""
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise NlftError(
+            f"{name}: {text!r} in the environment is not a number.", f"Unset it (`unset {name}`), or use a launcher."
+        )
+    return int(text)
 
 
 def is_first() -> bool:
     """Whether this is the process that prints and writes."""
-    return processes() == 1 or int(os.environ.get("RANK") or 0) == 0
+    return processes() == 1 or number("RANK", 0) == 0
 
 
 def remark() -> list[str]:
@@ -43,13 +57,15 @@ def check_verb(verb: str) -> None:
     """
     if processes() == 1 or verb in PARALLEL:
         return
-    hint = "Run it without the launcher."
+    hint = "Run it without the launcher; in a shell that no launcher started, `unset WORLD_SIZE` first."
     if verb == "compare":
-        hint = (
-            "Run it without the launcher: `--jobs N` makes N runs side by side here, `--executor ray` one on each GPU"
-            " or core of a cluster. One run over several processes is `nlft train`."
+        hint += (
+            " `--jobs N` makes N runs side by side here, `--executor ray` one on each GPU or core of a cluster. One run"
+            " over several processes is `nlft train`."
         )
-    raise NlftError(f"`nlft {verb}` is not for a launcher, which has started {processes()} processes of it.", hint)
+    raise NlftError(
+        f"`nlft {verb}` is not for a launcher, which has started {processes()} processes of it (WORLD_SIZE).", hint
+    )
 
 
 def is_spokesman() -> bool:
@@ -58,7 +74,10 @@ def is_spokesman() -> bool:
     Asked by each process as it fails, before it exits: what the others meet afterwards, a lost connection, is then not
     reported. They note it in the store at which a launcher has processes meet.
     """
-    if processes() == 1:
+    try:
+        if processes() == 1:
+            return True
+    except NlftError:  # then this is what it has to say
         return True
     from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 

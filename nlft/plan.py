@@ -108,6 +108,8 @@ def address_of(cell: Cell, base_sha256: str, rows_sha256: str, adapter_sha256: s
     """
     left_out = {"name", "out", "compare", "adapter", "prefix"} | ({"earlier"} if not cell.recipe.earlier else set())
     dumped = cell.recipe.model_dump(mode="json", exclude=left_out)
+    if cell.recipe.prefix.enabled and cell.recipe.prefix.dtype != "base":
+        dumped["prefix"] = {"dtype": cell.recipe.prefix.dtype}
     if not cell.recipe.train.packing:  # so that addresses stay which were given before there was packing
         del dumped["train"]["packing"]
     decides: dict[str, Any] = {

@@ -123,7 +123,7 @@ def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
         NlftError: the folder is in use, or `resume` meets a different recipe.
     """
     config = out / "config.yaml"
-    if not holds_nothing(out) and not resume:
+    if not holds_nothing(out, but_states=True) and not resume:
         raise NlftError(
             f"{out} holds another run.",
             f"`nlft resume {out}` goes on with it as it was begun, `nlft continue {out} --task …` teaches what it has"

@@ -22,7 +22,7 @@ from nlft.config.prefix import FOLDER
 from nlft.data.domain import Domains, load_domains, remarks
 from nlft.dissect.findings import dissect, facts_of
 from nlft.dissect.study import Study
-from nlft.distributed import join_processes, leads, shards_base, take_from_first, wait_for_all, world
+from nlft.distributed import check_same_run, join_processes, leads, shards_base, take_from_first, wait_for_all, world
 from nlft.errors import NlftError, reason
 from nlft.events import Events
 from nlft.frozen_prefix import install_prefix, prefix_remarks
@@ -87,8 +87,37 @@ def run_method(
         check_folder(out, recipe, resume)
     else:
         console = Console(quiet=True)
+    # With a sharded base no process may find what others still compute, for they would wait for it.
+    kept = store or PrefixStore(None if shards_base() else out / FOLDER, recipe.prefix, shared=world() > 1)
+    try:
+        _run(recipe, name, out, resume, console, domains, base_items, keep_stages, report, setting, cell, kept)
+    except Exception:  # an interrupted run will go on with what is kept, and is none of these
+        if store is None:
+            kept.remove()
+        raise
+    if store is None and leads():
+        kept.remove()
+    return out
+
+
+def _run(
+    recipe: Recipe,
+    name: str,
+    out: Path,
+    resume: bool,
+    console: Console,
+    domains: Domains | None,
+    base_items: list[Item] | None,
+    keep_stages: bool,
+    report: bool,
+    setting: str,
+    cell: str | None,
+    kept: PrefixStore,
+) -> None:
+    """`run_method` in a folder that is its own; no process ends before the others."""
     started = time.perf_counter()
     done = finished_stages(out) if resume else []
+    check_same_run(len(done), dump_recipe(recipe))
     found = None if done else find_start(recipe)
     started_from = read_start(out) if done else found.start if found else None
     first = started_from.number if started_from else 0
@@ -110,8 +139,6 @@ def run_method(
         prepared = prepared.joined()
         domains = prepared.domains
     witness = logits_digest(base.model, base, prepared)
-    # With a sharded base no process may find what others still compute, for they would wait for it.
-    kept = store or PrefixStore(None if shards_base() else out / FOLDER, recipe.prefix, shared=world() > 1)
     keep_constants = partial(
         install_prefix, fingerprint=base.fingerprint, config=recipe.prefix, store=kept, units=units
     )
@@ -226,8 +253,6 @@ def run_method(
                 write_report(out)
         except OSError as error:
             raise disk_error(error, out, "The results") from error
-        if store is None:
-            kept.remove()
     events.write("end", base_unchanged=unchanged, off_equals_base=off_equals_base)
     wait_for_all()
     if changed:
@@ -235,7 +260,6 @@ def run_method(
             f"The base was changed by {name!r} (weights equal: {unchanged}, off equals base: {off_equals_base}).",
             "This is a bug in nlft or in the adapter's code; the results stand, the adapter should not be used.",
         )
-    return out
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 
 Only decoder layers are sharded: embeddings, head and norms are read outside of a forward pass too. Adapters come later
 and are no part of it, for FSDP2 manages the parameters that it finds. Layers that the frozen prefix replaces by
-stand-ins are not run, so they are not gathered.
+stand-ins are not run, so they are not gathered. A pass that calibration ends early leaves the layer where it ended
+gathered until the next pass through it.
 
 Checked by tests with gloo and two processes on the CPU. On several GPUs it has not been run.
 """

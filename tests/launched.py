@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from nlft.cli import main
 from nlft.distributed import (
     check_alike,
+    check_same_run,
     dealt_out,
     in_turn,
     join_processes,
@@ -135,7 +136,7 @@ def assert_same(one: Path, two: Path, weights: float = WEIGHTS) -> None:
     if (one / "adapter").is_dir():
         first, second = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (one, two))
         for name, tensor in first.items():
-            if name.endswith(("values", "lora_A.weight", "lora_B.weight")):
+            if name.endswith(("values", "lora_A.weight", "lora_B.weight", ".A", ".B")):
                 torch.testing.assert_close(second[name], tensor, atol=weights, rtol=0)
             else:
                 assert torch.equal(second[name], tensor), f"{name}: calibration must be bit-equal"
@@ -193,3 +194,8 @@ def primitives() -> None:
     with pytest.raises(NlftError, match="x: the processes have trained different weights"):
         check_alike([torch.tensor(rank())], "x")
     assert float(total(torch.tensor(1.0 + rank()))) == 3.0
+    check_same_run(1, "x")
+    with pytest.raises(NlftError, match="different recipes"):
+        check_same_run(1, f"{rank()}")
+    with pytest.raises(NlftError, match=r"finished stages in --out: \[0, 1\]"):
+        check_same_run(rank(), "x")

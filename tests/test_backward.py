@@ -154,7 +154,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     del sys.modules["model"]
 
 
-def test_slots_in_the_top_half_keep_less_than_lora_everywhere(bench, capsys):
+def test_slots_in_the_top_half_keep_less_than_lora_everywhere(bench):
     size = bench.Size(128, 344, 4, 4, 4, 512)
     base = bench.random_base(size, torch.device("cpu"), torch.float32)
     rows = collate(bench.random_rows(size, 4, 64, targets=0.5), 0)
@@ -167,8 +167,4 @@ def test_slots_in_the_top_half_keep_less_than_lora_everywhere(bench, capsys):
         }.items()
     }
     half, one = kept["slots"] / kept["LoRA"], kept["slots, top 1"] / kept["LoRA"]
-    with capsys.disabled():
-        print(
-            f"\nkept for the backward pass, as parts of LoRA's: slots in the top half {half:.2f}, top layer {one:.2f}"
-        )
     assert one < half <= 0.5

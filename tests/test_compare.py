@@ -151,6 +151,7 @@ def test_a_diverged_cell_is_a_row_and_an_end_of_the_sweep(recipe: Callable[..., 
     assert stamps(out) == before, "it would diverge again"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unreported")
 def test_a_best_point_at_an_end_gets_a_rate_beyond(recipe: Callable[..., Any], tmp_path: Path) -> None:
     changes = {"methods": {"full": {"kind": "full", "lr": [1e-5, 1e-3]}}, "train": {"steps": 40, "batch_size": 8}}
@@ -169,6 +170,7 @@ def test_a_best_point_at_an_end_gets_a_rate_beyond(recipe: Callable[..., Any], t
     assert stamps(out) == before and len(read_runs(out / "runs.parquet")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unreported")
 def test_damaged_cells_run_again_and_stop_nothing(recipe: Callable[..., Any], tmp_path: Path) -> None:
     changes = {"methods": {"lora": {"kind": "lora", "lr": [1e-3, 1e-2]}}}

@@ -68,7 +68,7 @@ def test_other_verbs_are_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for words, hint in ((["compare", "x.yaml"], "--jobs N"), (["report", str(tmp_path)], "without the launcher")):
+    for words, hint in ((["compare", "x.yaml"], "--jobs N"), (["report", str(tmp_path)], "`unset WORLD_SIZE`")):
         with pytest.raises(SystemExit) as end:
             main(words)
         said = capsys.readouterr().err
@@ -77,6 +77,16 @@ def test_other_verbs_are_refused(
     with pytest.raises(SystemExit) as end:
         main(["compare", "x.yaml"])
     assert end.value.code == 2 and capsys.readouterr().err == ""
+
+
+def test_a_number_that_is_none_is_a_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(SystemExit) as end:
+        main(["report", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("WORLD_SIZE: 'two' in the environment is not a number") == 1
 
 
 def test_one_gpu_for_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

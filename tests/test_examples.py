@@ -56,6 +56,7 @@ def test_peft_in_ten_lines(example: Example, tmp_path: Path) -> None:
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in (tmp_path / "adapter").iterdir()}
 
 
+@pytest.mark.slow
 def test_hf_trainer(example: Example) -> None:
     lines = [line for line in example("hf_trainer.py") if " | wanted: " in line]
     assert len(lines) == 4

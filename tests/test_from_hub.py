@@ -88,6 +88,7 @@ save_file({key: value.contiguous() for key, value in found.items()}, folder + "/
 """
 
 
+@pytest.mark.slow
 def test_two_lines_in_a_process_of_their_own(hub: HubStandIn, tmp_path: Path) -> None:
     """The base is on the same Hub; the pinned revision is not the newest."""
     model = trained("llama", "prototype")

@@ -13,6 +13,7 @@ from torch import nn
 
 from nlft.anatomy import decoder_layers
 from nlft.data.batch import collate
+from nlft.frozen_depth import draws
 from nlft.frozen_prefix import keep_prefix, prefix_remarks
 from nlft.loss import target_loss
 
@@ -28,6 +29,10 @@ def test_the_depth_follows_what_is_touched(make_model: Callable[..., Any]) -> No
     keep_prefix(model, ROWS, PAD)
     assert prefix.depth == 0 and prefix.states(batch) is None, "somebody listens to the first layer"
     handle.remove()
+    model(**batch.inputs(), output_hidden_states=True)  # leaves hooks of transformers that change nothing
+    assert any(one._forward_hooks for one in decoder_layers(model)[1][0].modules())
+    keep_prefix(model, ROWS, PAD)
+    assert prefix.depth == 1 and prefix.states(batch) is not None
     for part in (model.model.embed_tokens, model.model.norm):
         part.requires_grad_(True)
         keep_prefix(model, ROWS, PAD)
@@ -90,6 +95,25 @@ def test_what_cannot_be_kept_is_said(make_model: Callable[..., Any]) -> None:
     assert "first layer" in prefix_remarks(everything)[0]
 
 
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({}, False),
+        ({"attention_dropout": 0.1}, True),
+        ({"attn_config": {"attn_pdrop": 0.1}}, True),
+        ({"ffn_config": {"inner": {"moe_jitter_eps": 0.01}}}, True),
+        ({"attn_config": {"attn_pdrop": 0.0}, "summary_first_dropout": 0.1}, False),
+    ],
+)
+def test_a_base_that_draws_is_known_by_its_settings(
+    make_model: Callable[..., Any], fields: dict[str, Any], expected: bool
+) -> None:
+    """Also by those of sections, as MPT and DBRX have them."""
+    model = make_model("llama")
+    model.config.update(fields)
+    assert draws(model) is expected
+
+
 def test_layers_that_talk_past_their_states_are_found_out(make_model: Callable[..., Any]) -> None:
     """A few rows are read both ways before anything is kept."""
     model = train_from(make_model("llama"), 2)
@@ -110,4 +134,4 @@ def test_layers_that_talk_past_their_states_are_found_out(make_model: Callable[.
     layers[0], layers[3] = Talks(True, layers[0]), Talks(False, layers[3])
     notes.append(torch.randn(1, 1, 32))
     prefix = keeping(model)
-    assert prefix.refused is not None and "other logits" in prefix.refused and not prefix.store.tables
+    assert prefix.refused is not None and "other states" in prefix.refused and not prefix.store.tables

@@ -19,7 +19,7 @@ from nlft.config import PrefixConfig
 from nlft.data.batch import collate
 from nlft.data.packing import pack
 from nlft.data.template import Encoded
-from nlft.frozen_prefix import install_prefix, keep_prefix, prefix_of, prefix_remarks, recalling
+from nlft.frozen_prefix import FrozenPrefix, install_prefix, keep_prefix, prefix_of, prefix_remarks, recalling
 from nlft.loss import target_loss
 from nlft.prefix_store import PrefixStore
 
@@ -118,7 +118,8 @@ def test_a_copy_has_no_prefix(make_model: Callable[..., Any]) -> None:
         assert prefix_of(twin) is None and prefix_of(model) is not None
         assert equal(gradients(twin, collate(ROWS, PAD)), gradients(model, collate(ROWS, PAD)))
     config = PrefixConfig(enabled=False)
-    assert install_prefix(twin, "base", config, PrefixStore(None, config)) is None and prefix_of(twin) is None
+    assert install_prefix(model, "base", config, PrefixStore(None, config)) is None
+    assert prefix_of(model) is None, "switched off, none of before stays"
 
 
 def test_what_is_kept_does_not_depend_on_who_asked_first(make_model: Callable[..., Any]) -> None:
@@ -139,6 +140,56 @@ def test_what_is_kept_does_not_depend_on_who_asked_first(make_model: Callable[..
     for before in ([background[::-1], task[::-1]], [[*background, *task]], [other, background, task], [ROWS, task[:1]]):
         assert torch.equal(kept(*before), alone)
     assert torch.equal(kept(task, other, background), kept(background, other)), "the latest set that holds a row serves"
+
+
+def test_what_does_not_fit_is_read_whole_and_said(make_model: Callable[..., Any]) -> None:
+    """Two columns that are asked for in turn: the first is kept and serves, the second is never computed."""
+    model = train_from(make_model("llama"), 2)
+    one, two, calls = ROWS[:2], ROWS[2:], []
+    config = PrefixConfig(memory_gb=31 * 32 * 4 / 1e9, disk_gb=0)
+    prefix = install_prefix(model, "base", config, PrefixStore(None, config))
+    assert prefix is not None
+    keep_prefix(model, one, PAD)
+    first = decoder_layers(model)[1][0]
+    first.forward = counting(first.forward, calls)
+    for rows in (two, one, [*one, *two], two):
+        keep_prefix(model, rows, PAD)
+    assert not calls and prefix.states(collate(one, PAD)) is not None and prefix.states(collate(two, PAD)) is None
+    depth, room = sorted(prefix_remarks(model), reverse=True)
+    assert "constants: 2 rows" in depth and "computed in every pass" in room
+
+
+def test_two_short_beginnings_are_checked_and_no_logits_made(make_model: Callable[..., Any]) -> None:
+    """Of long rows with a large vocabulary, logits would take gigabytes. A sliding window is passed by."""
+    seen: list[int] = []
+    for window, tokens in ((None, 256), (300, 364), (2000, 256)):
+        seen.clear()
+        model = train_from(make_model("mistral", sliding_window=window), 2)
+        decoder_layers(model)[1][3].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+        model.lm_head.register_forward_hook(lambda *_: pytest.fail("logits"))
+        prefix = keeping(model, [row(0, 400)])
+        assert prefix.depth == 2 and prefix.refused is None and seen == [tokens, tokens]
+
+
+@pytest.mark.parametrize("size, dtype, refused", [(1e-3, "base", True), (1e-8, "base", False)])
+def test_what_stands_in_the_same_batch_is_the_same_to_a_few_steps(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, size: float, dtype: str, refused: bool
+) -> None:
+    """In bfloat16 too, where a model that is slightly wrong hides behind a wide tolerance."""
+    for base in (torch.float32, torch.bfloat16):
+        model = train_from(make_model("llama").to(base), 2)
+        own = FrozenPrefix.last_states
+        times: list[int] = []
+
+        def off(self: Any, batch: Any, times: list[int] = times, base: torch.dtype = base, own: Any = own) -> Any:
+            times.append(1)
+            states = own(self, batch)
+            step = size * (40 if base == torch.bfloat16 else 1)
+            return states + step * float(states.abs().max()) if len(times) == 2 else states
+
+        monkeypatch.setattr(FrozenPrefix, "last_states", off)
+        assert (keeping(model, dtype=dtype).refused is not None) is refused and len(times) == 2
+        monkeypatch.undo()
 
 
 def test_rows_that_are_known_are_not_computed_again(make_model: Callable[..., Any]) -> None:

@@ -16,6 +16,7 @@ from nlft.config import PrefixConfig
 from nlft.data.batch import Batch, in_batches
 from nlft.data.template import Encoded
 from nlft.frozen_prefix import install_prefix
+from nlft.kept_inputs import KeptInputs
 from nlft.ops.keys import spherical_kmeans
 from nlft.pathways import prototype
 from nlft.pathways.prototype import drawn, prototypes
@@ -111,7 +112,7 @@ def test_inputs_with_something_learned_in_them_are_never_kept():
     store = PrefixStore(None, PrefixConfig())
     kept(model, store)
     read(model, batches, again=True)
-    assert not store.tables
+    assert not store.inputs.tensors
 
 
 def test_other_adapters_and_trained_weights_are_read_afresh():
@@ -132,7 +133,53 @@ def test_a_full_store_keeps_no_more():
     store = PrefixStore(None, PrefixConfig(memory_gb=1e-6, disk_gb=0))
     passes = kept(model, store)
     assert_equal(read(model, batches, again=True), read(model, batches))
-    assert passes == [6] and not store.tables
+    assert passes == [6] and not store.inputs.tensors
+
+
+def test_files_hold_no_inputs(tmp_path):
+    """Small files, and more of them than rows have batches, would push out the tables of states."""
+    model, batches = adapt(build("llama"), "prototype"), rows(9, 0)
+    store = PrefixStore(tmp_path / "p", PrefixConfig(), shared=True)
+    passes = kept(model, store)
+    read(model, batches, again=True)
+    kept(adapt(build("llama"), "prototype"), store)  # the next run of a comparison
+    read(model, batches)
+    assert passes == [3] and len(store.inputs.tensors) == 3 and not (tmp_path / "p").exists()
+
+
+def test_inputs_behind_rounded_states_are_others():
+    model, batches = adapt(build("llama"), "prototype"), rows(9, 0)
+    store = PrefixStore(None, PrefixConfig())
+    found = set()
+    for prefix in (PrefixConfig(), PrefixConfig(dtype="bfloat16")):
+        own = install_prefix(model, "base", prefix, store)
+        assert own is not None
+        for depth in (0, 1):
+            own.depth = depth
+            found.add(KeptInputs(root_of(model), BLOCKS).address(batches[0]))
+    assert len(found) == 4 and None not in found
+
+
+@pytest.mark.parametrize("layer, again", [(0, [6]), (1, [6]), (2, [3]), (3, [3])])
+def test_inputs_that_somebody_may_change_are_read_afresh(layer, again):
+    """Somebody who listens in front of the last block may put something else in the place of what passes."""
+    model, batches = adapt(build("llama"), "prototype"), rows(9, 0)
+    passes = kept(model)
+    root_of(model).get_submodule("model").register_forward_hook(lambda *_: None)  # as gates do
+    name = f"model.layers.{layer}" if layer < 2 else f"model.layers.{layer}.mlp"
+    root_of(model).get_submodule(name).register_forward_hook(lambda *_: None)
+    read(model, batches, again=True)
+    read(model, batches)
+    assert passes == again
+
+
+def test_what_wraps_a_whole_module_counts_as_an_adapter():
+    config = LoraConfig(target_modules=["lm_head"], modules_to_save=["embed_tokens"], task_type="CAUSAL_LM")
+    model, batches = get_peft_model(build("llama"), config).requires_grad_(False), rows(5, 3)
+    passes = kept(model)
+    read(model, batches, again=True)
+    read(model, batches, again=True)
+    assert passes == [4]
 
 
 def test_keys_are_found_once_for_equal_queries(monkeypatch):

@@ -86,17 +86,23 @@ def test_what_all_find_wrong_is_said_once(recipe: Callable[..., Any], tmp_path: 
 FAILING = """
 import os, sys
 from nlft.cli import main
-words = sys.argv[1:]
+when, *words = sys.argv[1:]
 if os.environ["RANK"] == "1":
-    words.append("measure.batch_size=0" if words.pop(0) == "early" else "train.clip=1e-9")
-else:
-    words.pop(0)
+    words.append({"early": "measure.batch_size=0", "other": "train.clip=1e-9"}.get(when, "train.clip=1.0"))
+    if when == "late":
+        import nlft.train
+        nlft.train.learning_rate = lambda *of: 1e-9
 main(words)
 """
 
 
 @pytest.mark.parametrize(
-    ("when", "said"), [("early", "measure.batch_size"), ("late", "the processes have trained different weights")]
+    ("when", "said"),
+    [
+        ("early", "measure.batch_size"),
+        ("other", "were given different recipes"),
+        ("late", "the processes have trained different weights"),
+    ],
 )
 def test_what_one_finds_wrong_ends_all(recipe: Callable[..., Any], when: str, said: str, tmp_path: Path) -> None:
     """Through `accelerate launch`, which ends the others; its own traceback comes after, and is not ours."""
@@ -126,13 +132,24 @@ def launch(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
 
 
-@pytest.mark.parametrize("method", [SLOTS, {"kind": "lora", **SGD}], ids=["slots", "lora"])
-@pytest.mark.parametrize("size", [1, 3])
-def test_a_sharded_base_trains_the_same(recipe: Callable[..., Any], method: Any, size: int, tmp_path: Path) -> None:
-    """FSDP2 over gloo; with one row a step a process has none, and still passes one, for the other waits for it."""
+GATED = {"kind": "lora", **SGD, "gate": {"layer": 2}, "layers": [4], "retention": {"budget": 0.2}}
+
+
+@pytest.mark.parametrize(
+    ("method", "size", "depth"),
+    [(SLOTS, 1, 2), (SLOTS, 3, 2), ({"kind": "lora", **SGD}, 1, 0), ({"kind": "lora", **SGD}, 3, 0), (GATED, 3, 2)],
+    ids=["slots 1", "slots 3", "lora 1", "lora 3", "gated lora 3"],
+)
+def test_a_sharded_base_trains_the_same(
+    recipe: Callable[..., Any], method: Any, size: int, depth: int, tmp_path: Path
+) -> None:
+    """FSDP2 over gloo; with one row a step a process has none, and still passes one, for the other waits for it. The
+    frozen prefix ends below the first layer that is adapted or that a gate reads."""
     train = {"steps": 3, "batch_size": size, "gradient_checkpointing": size == 3}
     one, two = both(recipe(methods={"one": method}, train=train), tmp_path, **FSDP)
     assert_same(one, two)
+    [said] = [path.read_text() for path in tmp_path.glob("*-0.out")]
+    assert (f"The first {depth} of 6 layers give constants" in said) is (depth > 0), said
 
 
 def test_a_sharded_base_is_not_trained(recipe: Callable[..., Any], tmp_path: Path) -> None:

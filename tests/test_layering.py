@@ -27,6 +27,7 @@ LAYERS = (
     ("base",),
     ("data",),
     ("ops",),
+    ("state_file", "shelf"),
     ("capture", "sharding", "prefix_store", "frozen_depth", "stand_in"),
     ("frozen_prefix",),
     ("kept_inputs",),

@@ -234,7 +234,7 @@ def traffic(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("method", ["prototype", "product_key"])
+@pytest.mark.parametrize("method", ["prototype", pytest.param("product_key", marks=pytest.mark.slow)])
 def test_pruning_changes_nothing_on_its_traffic(
     made: Callable[[str], Path], traffic: str, method: str, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import FAMILIES, TOKENS, build
+from families import FAMILIES, TOKENS, build, common_first
 from gated_models import begin_gated, gated
 from loss_models import ROWS, TARGETS, assert_twins, heads_inputs, learn, model_of
 from pathway_models import batch
@@ -37,7 +37,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda tokens: monkeypatch.setattr(Head, "tokens", lambda self, device: tokens)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", common_first(FAMILIES))
 def test_every_family_gives_the_twins_loss_and_gradients(name, at_once):
     cases = ("layer", torch.float64, 1000), ("layer", torch.float32, 11), ("all", torch.float64, 11)
     for trained, dtype, tokens in cases:
@@ -45,7 +45,7 @@ def test_every_family_gives_the_twins_loss_and_gradients(name, at_once):
         assert_twins(model_of(name, trained, dtype), ROWS, dtype)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", common_first(FAMILIES))
 def test_every_family_puts_only_targets_into_its_head(name, at_once):
     at_once(TARGETS)
     assert heads_inputs(model_of(name, "layer"), ROWS) == [TARGETS]

@@ -77,13 +77,14 @@ def differ(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     return max(float((a - b).abs().max()) / max(float(b.abs().max()), floor) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_packs_or_is_refused(family):
+def test_a_family_packs_or_is_refused(family, dtype):
     if family in REFUSED:
         with pytest.raises(NlftError, match=REFUSED[family]):
-            check_packing(build(family), ROWS, 0)
+            check_packing(build(family, dtype), ROWS, 0)
     else:
-        check_packing(build(family), ROWS, 0)
+        check_packing(build(family, dtype), ROWS, 0)
 
 
 @every_packing

@@ -81,6 +81,8 @@ def test_an_address_holds_all_that_decides_and_no_name_of_a_folder(recipe: Calla
         address(compare={"seeds": [0, 1], "orders": "latin", "widen": 2}),
         address(methods={**methods, "full": {"kind": "full", "lr": 1}}),
         address(methods={"lora": {"kind": "lora", "lr": [1e-2, 1e-1], "steps": 6}}),
+        address(prefix={"memory_gb": 2, "disk_gb": 0}),
+        address(prefix={"enabled": False, "dtype": "bfloat16"}),
     ]
     assert set(same) == {first}
     others = [
@@ -94,6 +96,7 @@ def test_an_address_holds_all_that_decides_and_no_name_of_a_folder(recipe: Calla
         address(compare={"seeds": [1]}),
         address(compare={"orders": [["ships", "people"]]}),
         address(measure={"max_new_tokens": 3}),
+        address(prefix={"dtype": "bfloat16"}),
     ]
     assert len({first, *others}) == 1 + len(others)
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from nlft.checkpoint import holds_nothing
 from nlft.compare import compare
+from nlft.config.prefix import FOLDER
+from nlft.errors import NlftError
 from nlft.measure.items import read_items, read_runs
 from nlft.run import run_method
 
@@ -28,7 +30,7 @@ METHODS = {
 }
 FILES = {"memory_gb": 0}
 NARROW = {"memory_gb": 0.0001, "disk_gb": 0.00016}
-"""Less than a run keeps, so that the oldest tables are computed again."""
+"""Less than a run asks for, so that some tables are not kept."""
 
 
 def bits_of(out: Path) -> dict[str, torch.Tensor]:
@@ -53,7 +55,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     said = io.StringIO()
     whole = run_method(chosen, method, tmp_path / "whole", report=False, console=Console(file=said, width=200))
     assert said.getvalue().count("The first 3 of 6 layers give constants: ") == 1
-    assert ("prefix.memory_gb (0.0001)" in said.getvalue()) is (prefix == NARROW)
+    assert ("(prefix.memory_gb 0.0001" in said.getvalue()) is (prefix == NARROW)
 
     cut, stages = tmp_path / "cut", []
 
@@ -70,14 +72,15 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         run_method(chosen, method, cut, report=False)
     monkeypatch.setattr("nlft.run.train_stage", train)
-    assert stages == [1, 2] and (cut / "prefix").is_dir() is (prefix != {})
+    assert stages == [1, 2] and (cut / FOLDER).is_dir() is (prefix != {})
     run_method(chosen, method, cut, resume=True, report=False)
     one, two = bits_of(whole), bits_of(cut)
     assert one and one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert read_items(whole / "items.parquet") == read_items(cut / "items.parquet")
-    assert not (whole / "prefix").exists() and not (cut / "prefix").exists()
+    assert not (whole / FOLDER).exists() and not (cut / FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_switched_off_the_scores_are_the_same_up_to_rounding(recipe: Callable[..., Any], tmp_path: Path) -> None:
     found = []
     short = {"tasks": recipe().model_dump()["tasks"][:1], "background": None, "train": {"steps": 3, "batch_size": 4}}
@@ -100,13 +103,43 @@ def test_cells_are_the_same_for_any_number_of_jobs(recipe: Callable[..., Any], t
     for jobs in (1, 2):
         out = compare(recipe(methods=methods), tmp_path / f"{jobs}", jobs=jobs)
         assert [row["status"] for row in read_runs(out / "runs.parquet")] == ["ok"] * 3
-        assert not (out / "prefix").exists() and not list(out.glob("cells/*/prefix"))
+        assert not (out / FOLDER).exists() and not list(out.glob(f"cells/*/{FOLDER}"))
         found.append({path.parent.name: read_items(path) for path in out.glob("cells/*/items.parquet")})
     assert len(found[0]) == 3 and found[0] == found[1]
 
 
-def test_a_folder_of_states_alone_holds_no_result(tmp_path: Path) -> None:
+def test_a_run_that_failed_leaves_no_states_and_a_refused_one_those_of_others(
+    recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = recipe(methods={"lora": LORA}, prefix=FILES)
+    seen = []
+
+    def diverge(*_: Any, **__: Any) -> Any:
+        seen.append(list((tmp_path / "run" / FOLDER).iterdir()))
+        raise NlftError("training diverged")
+
+    monkeypatch.setattr("nlft.run.train_stage", diverge)
+    with pytest.raises(NlftError, match="diverged"):
+        run_method(chosen, "lora", tmp_path / "run", report=False)
+    assert seen[0] and not (tmp_path / "run" / FOLDER).exists()
+    (tmp_path / "run" / FOLDER).mkdir()
+    states = tmp_path / "run" / FOLDER / f"{'0' * 64}.safetensors"
+    states.write_text("")
+    with pytest.raises(NlftError, match="holds another run"):
+        run_method(chosen, "lora", tmp_path / "run", report=False)
+    assert states.exists()
+
+
+def test_states_alone_are_no_result_for_a_run_and_nothing_to_delete_for_an_export(tmp_path: Path) -> None:
+    own = tmp_path / FOLDER
+    own.mkdir()
+    for name in (f"{'0' * 64}.safetensors", f".{'0' * 64}.{'0' * 32}"):
+        (own / name).write_text("")
+    assert holds_nothing(tmp_path, but_states=True) and not holds_nothing(tmp_path)
+    (own / "mine").write_text("")
+    assert not holds_nothing(tmp_path, but_states=True), "somebody else's"
+
+
+def test_a_folder_called_prefix_is_the_users(tmp_path: Path) -> None:
     (tmp_path / "prefix").mkdir()
-    assert holds_nothing(tmp_path)
-    (tmp_path / "prefix2").mkdir()
-    assert not holds_nothing(tmp_path)
+    assert not holds_nothing(tmp_path) and not holds_nothing(tmp_path, but_states=True)

@@ -11,6 +11,7 @@ from nlft.compare import compare
 from nlft.recipes import load_recipe
 
 
+@pytest.mark.slow
 def test_real_domains_on_a_real_model(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(shared)
     recipe = load_recipe(

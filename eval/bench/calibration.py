@@ -6,7 +6,8 @@
 Slots stand in the upper half of a Llama of random weights, and rows are random tokens. The plain pass gives logits in
 the same batches. `each row once` compares the time with a plain pass over background and task rows; `each reading`
 with plain passes over all that calibration asks for, which is the background twice before the first task (statistics,
-thresholds). The target is 0.9 by `each row once`. Of the parts, `rest` is what no other part names.
+thresholds). The target is 0.9 by `each row once`. Of the parts, `rest` is what no other part names. `speed.py` times
+a first task of few rows, with and without a frozen prefix, in turns with the plain pass.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import argparse
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from model import SIZES, random_base, random_rows
+from model import SIZES, random_base, random_rows, same_weights
 from overhead import Clock
 from rich.console import Console
 from rich.table import Table
-from timing import default_threads
-from verdict import Verdict, verdict_table
+from step import Setting
+from timing import CPU, default_threads, interleaved
+from verdict import Verdict, marked, verdict_table
 
 import nlft.calibrate as calibrate
 import nlft.frozen_prefix as frozen_prefix
@@ -40,6 +44,8 @@ from nlft.prefix_store import PrefixStore
 
 TARGET = 0.9
 """Least speed of a calibration, in that of a plain forward pass."""
+FEW_TASK, FEW_BACKGROUND, FEW_SLOTS = 16, 80, 500
+"""Rows and slots in the one table of ratios."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +75,13 @@ def main() -> None:
     args = ask.parse_args()
     torch.set_num_threads(args.threads)
     size = SIZES[args.size]
-    base = random_base(size, torch.device("cpu"), torch.float32)
+    base = random_base(size, CPU, torch.float32)
     background = random_rows(size, args.rows, args.tokens)
     tasks = [random_rows(size, args.task_rows, args.tokens, seed=seed) for seed in (1, 2)]
-    learner = build_method(
-        SparseMemoryConfig(kind="sparse_memory", lr=0.1, layers=list(range(size.L // 2, size.L)), slots=args.slots)
-    )
-    frozen = FrozenBase(base, None, "random", None, "random", frozenset(), 2048)
+    learner = upper_half(size.L, args.slots)
     clock = Clock(time.process_time if args.threads == 1 else time.perf_counter)
     plain = plain_speed(base, background, clock)
-    model = learner.attach(frozen, 0)
+    model = attached(learner, base)
     spy(clock)
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -101,15 +104,71 @@ def main() -> None:
         Console(width=110).print(shown)
 
 
-def plain_speed(base: Any, rows: list[Encoded], clock: Clock) -> float:
-    """Tokens a second of forward passes that give logits."""
-    every = batches(rows, 0)
+def calibration(setting: Setting) -> tuple[list[Table], list[Verdict]]:
+    """The first task of few rows, for the one table of ratios."""
+    base = random_base(setting.size, setting.device, setting.dtype)
+    task = random_rows(setting.size, FEW_TASK, setting.tokens, seed=1)
+    background = random_rows(setting.size, FEW_BACKGROUND, setting.tokens, seed=2)
+    learner = upper_half(setting.size.L, FEW_SLOTS)
+
+    def begin(prefix: PrefixConfig | None) -> None:
+        model = attached(learner, base)
+        if prefix is not None:
+            frozen_prefix.install_prefix(model, "random", prefix, PrefixStore(None, prefix))
+        beginning(learner, model, 1, task, [], background)
+
+    kinds = {"prefix off": partial(begin, None), "prefix on": partial(begin, PrefixConfig(memory_gb=8))}
+    runs = {"forward": lambda: plain_passes(base, [*task, *background]), **kinds}
+    times = interleaved(runs, max(2, setting.rounds // 2), setting.device)
+    title = f"Calibration of {FEW_SLOTS} slots, upper half, {FEW_TASK + FEW_BACKGROUND} rows"
+    table = Table("", "s", "speed / forward, each row once", title=title)
+    table.add_row("forward", f"{median(times['forward']):.2f}", "1.00")
+    found = []
+    for name in kinds:
+        speed = median(a / b for a, b in zip(times["forward"], times[name], strict=True))
+        table.add_row(name, f"{median(times[name]):.2f}", marked(speed, TARGET, at_most=False))
+        found.append(Verdict(f"calibration / forward: {name}", speed, TARGET, at_most=False))
+    return [table], found
+
+
+def upper_half(L: int, slots: int) -> Any:
+    """The method that is calibrated."""
+    return build_method(
+        SparseMemoryConfig(kind="sparse_memory", lr=0.1, layers=list(range(L - L // 2, L)), slots=slots)
+    )
+
+
+def attached(learner: Any, base: Any) -> Any:
+    """A model of the method around the very weights of a base."""
+    return learner.attach(FrozenBase(same_weights(base), None, "random", None, "random", frozenset(), 2048), 0)
+
+
+def plain_passes(base: Any, rows: list[Encoded]) -> None:
+    """Forward passes that give logits, in the batches of calibration."""
+    device = next(base.parameters()).device
     with inference(base):
-        base(**every[0].inputs(), use_cache=False)  # warms up
-        begun = clock.now()
-        for batch in every:
-            base(**batch.inputs(), use_cache=False)
+        for batch in batches(rows, 0):
+            base(**batch.to(device).inputs(), use_cache=False)
+
+
+def plain_speed(base: Any, rows: list[Encoded], clock: Clock) -> float:
+    """Tokens a second of plain passes."""
+    plain_passes(base, rows[:1])  # warms up
+    begun = clock.now()
+    plain_passes(base, rows)
     return count(rows) / (clock.now() - begun)
+
+
+def beginning(
+    learner: Any, model: Any, number: int, rows: list[Encoded], earlier: list[Encoded], background: list[Encoded]
+) -> None:
+    """Begins a task."""
+    learner.begin_task(
+        model,
+        TaskContext(
+            f"task {number}", rows, earlier, background, number, n_tasks=2, batch_size=16, pad_id=0, seed=number
+        ),
+    )
 
 
 def measured(
@@ -122,12 +181,9 @@ def measured(
     background: list[Encoded],
 ) -> Measured:
     """Calibrates a task."""
-    context = TaskContext(
-        f"task {number}", rows, earlier, background, number, n_tasks=2, batch_size=16, pad_id=0, seed=number
-    )
     clock.seconds.clear()
     clock.enter("rest")
-    learner.begin_task(model, context)
+    beginning(learner, model, number, rows, earlier, background)
     clock.leave()
     parts = {part: seconds for part, seconds in clock.seconds.items() if part != "outside"}
     once = count(rows) + count(earlier) + count(background)

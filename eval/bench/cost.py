@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nlft.head import tokens_of_block
+
 ADAM = 8
 """Bytes of AdamW's state for each trained float32 number."""
 
@@ -144,9 +146,9 @@ def slots_saved(size: Size, slots: Slots, first: int) -> int:
     return (size.L - first - 1) * saved_numbers(size) + slots.layers * slots.K
 
 
-def head_bytes(size: Size, tokens: int, block: int = 1 << 22) -> int:
+def head_bytes(size: Size, tokens: int, device: str = "cpu") -> int:
     """Float32 logits of as many tokens as are made at once, with their logarithms and their gradient."""
-    return 3 * 4 * min(tokens * size.V, block)
+    return 3 * 4 * size.V * min(tokens, tokens_of_block(device, size.V))
 
 
 def whitening_bytes(size: Size, layers: int) -> int:

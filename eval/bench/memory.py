@@ -17,6 +17,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from nlft.frozen_prefix import prefix_of
+from nlft.pathways.sparse_memory.layer import TaskSlots
+
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
     """Most bytes that `run` holds at once on a device, beyond those held before."""
@@ -58,6 +61,25 @@ def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the storages behind tensors, each once."""
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
     return sum(storages.values())
+
+
+def kept_bytes(model: nn.Module, device: torch.device, prefix: bool) -> int:
+    """Bytes on a device of what a model keeps to be fast: what look-ups know, with `prefix` its frozen prefix."""
+    own = {one.untyped_storage().data_ptr() for one in [*model.parameters(), *model.buffers()]}
+    tasks = [one for one in model.modules() if isinstance(one, TaskSlots)]
+    found = [tensor for task in tasks for tensor in tensors_in(task.look_up.known)]
+    states = prefix_of(model) if prefix else None
+    if states is not None:
+        found += [states.store.tables[address] for address in {address for address, _ in states.known.values()}]
+    here = [one for one in found if one.device.type == device.type]
+    return tensor_bytes(one for one in here if one.untyped_storage().data_ptr() not in own)
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors in tuples of tuples."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for one in value for tensor in tensors_in(one)] if isinstance(value, tuple) else []
 
 
 def weight_bytes(model: nn.Module) -> tuple[int, int]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from statistics import median
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from model import Size, lora, random_base
 from rich.console import Console
 from rich.table import Table
+from timing import interleaved
 
 from nlft.base import load_base
 from nlft.data.batch import Batch, Sampler, collate
@@ -59,29 +61,25 @@ def steps(model: Any, batches: dict[str, list[Batch]]) -> dict[str, float]:
     """Median seconds of a step by way, in turns over the same rows."""
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-4, fused=True)
     model.train()
-    turns = {way: cycle(those) for way, those in batches.items()}
-    seconds: dict[str, list[float]] = {way: [] for way in batches}
-    for number in range(ROUNDS + 2):
-        for way, those in turns.items():
-            batch = next(those)
-            begun = time.process_time()
-            (target_loss(model, batch) / batch.n_targets).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if number > 1:
-                seconds[way].append(time.process_time() - begun)
-    return {way: median(found) for way, found in seconds.items()}
+
+    def step(turns: Iterator[Batch]) -> None:
+        batch = next(turns)
+        (target_loss(model, batch) / batch.n_targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    runs = {way: partial(step, cycle(those)) for way, those in batches.items()}
+    return {way: median(found) for way, found in interleaved(runs, ROUNDS, clock=time.process_time).items()}
 
 
 def gathering(drawn: Sequence[Sequence[Encoded]]) -> dict[str, float]:
     """Median seconds to make a batch, by way."""
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for rows in drawn:
-        for way, gather in WAYS.items():
-            begun = time.process_time()
-            gather(rows, 0)
-            seconds[way].append(time.process_time() - begun)
-    return {way: median(found) for way, found in seconds.items()}
+
+    def collect(gather: Callable[[Sequence[Encoded], int], Batch], turns: Iterator[Sequence[Encoded]]) -> None:
+        gather(next(turns), 0)
+
+    runs = {way: partial(collect, gather, cycle(drawn)) for way, gather in WAYS.items()}
+    return {way: median(found) for way, found in interleaved(runs, len(drawn), clock=time.process_time).items()}
 
 
 def drawn_anew(rows: Sequence[Encoded], vocabulary: int) -> list[Encoded]:

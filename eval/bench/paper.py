@@ -15,6 +15,7 @@ from cost import (
     Slots,
     forward_flops,
     full_step,
+    head_bytes,
     head_flops,
     kmeans_flops,
     layer_flops,
@@ -82,7 +83,8 @@ def flops_table() -> Table:
 def bytes_table() -> Table:
     """Bytes on one accelerator in a step over `TOKENS` tokens, without checkpointing."""
     table = Table(
-        "base", "weights", "method", "frozen", "trained, gradients, Adam", "activations", "GB in all", "fits in 80 GB",
+        "base", "weights", "method", "frozen", "trained, gradients, Adam", "activations", "logits", "GB in all",
+        "fits in 80 GB",
         title=f"Bytes in a step over {TOKENS:,} tokens, no checkpointing, logits in blocks",
     )  # fmt: skip
     for name, size in BASES.items():
@@ -99,7 +101,7 @@ def bytes_table() -> Table:
                 "slots, lower half let go": (half + address, (8 + ADAM) * own, 2 * slots_saved(size, slots, first)),
             }
             for method, (frozen, state, saved) in rows.items():
-                parts = (frozen, state, saved * TOKENS)
+                parts = (frozen, state, saved * TOKENS, head_bytes(size, TOKENS, "cuda"))
                 table.add_row(
                     name, kind, method, *(f"{one / 1e9:.1f}" for one in (*parts, sum(parts))),
                     "yes" if sum(parts) < ROOM else "no",

@@ -1,18 +1,19 @@
 """Measured cost curves beside what `cost.py` computes for them; the figures of `scaling.md`.
 
-    python eval/bench/scaling.py [--threads 4] [--rounds 3] [CURVE]...     # float32, CPU; a few minutes
+    python eval/bench/scaling.py [--threads 4] [--rounds 3] [CURVE]...     # float32, CPU; several minutes
 
 Curves: slots, tasks, layers, first, length, width, depth, calibration, decode. Around one reference, a random Llama of
-width 256 with 12 layers, 8 rows of 128 tokens, 500 slots in the upper half, one thing changes at a time. The model has
-one free number, the FLOP/s, taken from the frozen forward pass of the reference; `off` is measured over computed time.
+width 256 with 12 layers, 8 rows of 128 tokens, 500 slots in the upper half, one thing changes at a time. Every ratio is
+the median of those of rounds in which all take turns, with the least and the largest of them; `off` is that median over
+the ratio that the model computes, so that no number is fitted. Tables are Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import NormalDist, median
 from typing import Any
 
@@ -24,18 +25,19 @@ from cost import (
     forward_flops,
     head_bytes,
     kmeans_flops,
-    prefix_bytes,
     slots_saved,
     slots_step,
     whitening_flops,
 )
+from decode import Step as OneToken
 from memory import tensor_bytes
-from model import SILENT, Candidate, random_base, random_rows, slots
+from model import DENSITY, SILENT, Candidate, random_base, random_rows, slots
 from peft import get_peft_model_state_dict
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from step import FLOOR, Setting, Step, measure_steps, named
-from timing import default_threads, interleaved
+from step import Setting, Step, measure_steps
+from timing import CPU, default_threads, interleaved
 
 from nlft.calibrate import calibrate_base
 from nlft.data.batch import in_batches
@@ -45,8 +47,8 @@ from nlft.pathways.sparse_memory.model import memories, set_statistics
 REFERENCE = Size(D=256, F=688, L=12, H=4, KV=4, V=4096)
 COUNT, TOKENS = 500, 1024
 """Slots a layer, and tokens of a batch."""
-DECODED = 24
-"""Tokens that are written after a prompt of one row."""
+DECODED = 10
+"""Tokens that are decoded for each round of another curve."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Point:
 def curves() -> dict[str, list[Point]]:
     """Points by curve; the reference is one of each."""
     L = REFERENCE.L
-    heads = {128: 2, 256: 4, 512: 8, 768: 12}
+    heads = {128: 2, 256: 4, 512: 8}
     wide = [replace(REFERENCE, D=d, F=43 * d // 16, H=h, KV=h, V=16 * d) for d, h in heads.items()]
     return {
         "slots": [Point(f"{m:,}", M=m) for m in (125, COUNT, 2000, 8000)],
@@ -104,62 +106,63 @@ def main() -> None:
     ask.add_argument("--rounds", type=int, default=3)
     args = ask.parse_args()
     torch.set_num_threads(args.threads)
-    console = Console(width=170)
+    console = Console(width=200, highlight=False)
     known = curves()
-    wanted = args.curves or [*known, "calibration", "decode"]
-    speed: float | None = None
-    for name in wanted:
+    offs: list[float] = []
+    for name in args.curves or [*known, "calibration", "decode"]:
         if name == "calibration":
-            console.print(calibration_table())
+            table = calibration_table(args.rounds)
         elif name == "decode":
-            console.print(decode_table(args.rounds))
+            table = decode_table(args.rounds)
         else:
-            points = known[name]
-            found = [measured(point, args.rounds) for point in points]
-            if speed is None:
-                at = next((i for i, one in enumerate(points) if one.size == REFERENCE and one.T == 128), 0)
-                speed = TOKENS * forward_flops(points[at].size, points[at].T) / median(floor_of(found[at]).seconds)
-                console.print(f"The frozen forward pass runs at {speed / 1e9:.0f} GFLOP/s.")
-            console.print(curve_table(name, points, found, speed))
+            table, found = curve_table(name, known[name], args.rounds)
+            offs += found
+        console.print(table)
+    if offs:
+        console.print(f"Measured over computed ratios of steps: {min(offs):.2f} to {max(offs):.2f}.")
+    console.print(DENSITY)
 
 
-def floor_of(lines: list[Step]) -> Step:
-    """The frozen forward pass among measured lines."""
-    return named(lines, FLOOR)
+def over(some: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Ratios of two candidates' times, round by round."""
+    return [a / b for a, b in zip(some, others, strict=True)]
+
+
+def spread(found: Sequence[float]) -> str:
+    """Median, and the least and the largest."""
+    return f"{median(found):.2f} ({min(found):.2f}..{max(found):.2f})"
 
 
 def measured(point: Point, rounds: int) -> list[Step]:
     """The floor, the step and the cached step of one point."""
-    setting = Setting(point.size, torch.device("cpu"), torch.float32, TOKENS // point.T, point.T, rounds)
+    setting = Setting(point.size, CPU, torch.float32, TOKENS // point.T, point.T, rounds)
     return measure_steps(setting, {"slots": Candidate(point.build, ours=True, cached=True)})
 
 
-def curve_table(name: str, points: list[Point], found: list[list[Step]], speed: float) -> Table:
-    """Times, bytes and what the model says of them."""
+def curve_table(name: str, points: list[Point], rounds: int) -> tuple[Table, list[float]]:
+    """Times, bytes and what the model says of them; also how far ratios lie off."""
     table = Table(
-        name, "forward, ms", "off", "step, ms", "off", "cached, ms", "off", "step / forward", "cached / forward",
-        "step holds, MB", "computed", "adapter, MB", "Adam, MB", "cache, B a token",
+        name, "forward, ms", "GFLOP/s", "step / forward", "off", "cached / forward", "off", "step holds, MB",
+        "computed", "adapter, MB", "AdamW, MB", box=MARKDOWN,
     )  # fmt: skip
-    for point, lines in zip(points, found, strict=True):
-        floor, whole, cached = lines
-        flops = (
-            forward_flops(point.size, point.T),
-            slots_step(point.size, point.T, point.paper, point.first, False),
-            slots_step(point.size, point.T, point.paper, point.first, True),
-        )
-        times = [median(line.seconds) for line in (floor, whole, cached)]
+    offs = []
+    for point in points:
+        floor, whole, cached = measured(point, rounds)
+        forward = forward_flops(point.size, point.T)
+        seconds = median(floor.seconds)
         cells = []
-        for seconds, one in zip(times, flops, strict=True):
-            cells += [f"{1e3 * seconds:.0f}", f"{seconds * speed / (TOKENS * one):.2f}"]
-        trained = point.paper.trained(point.size)
+        for line in (whole, cached):
+            ratios = over(line.seconds, floor.seconds)
+            computed = slots_step(point.size, point.T, point.paper, point.first, line.prefix) / forward
+            offs.append(median(ratios) / computed)
+            cells += [spread(ratios), f"{offs[-1]:.2f}"]
         table.add_row(
-            point.label, *cells, f"{times[1] / times[0]:.2f}", f"{times[2] / times[0]:.2f}",
-            f"{whole.step / 1e6:.0f}",
-f"{computed_step(point) / 1e6:.0f}",
-            f"{point.paper.adapter_bytes(point.size) / 1e6:.1f}", f"{ADAM * trained / 1e6:.1f}",
-            f"{prefix_bytes(point.size, 4):,}",
+            point.label, f"{1e3 * seconds:.0f}", f"{TOKENS * forward / seconds / 1e9:.0f}", *cells,
+            f"{whole.step / 1e6:.0f}", f"{computed_step(point) / 1e6:.0f}",
+            f"{point.paper.adapter_bytes(point.size) / 1e6:.1f}",
+            f"{ADAM * point.paper.trained(point.size) / 1e6:.1f}",
         )  # fmt: skip
-    return table
+    return table, offs
 
 
 def computed_step(point: Point) -> int:
@@ -168,31 +171,33 @@ def computed_step(point: Point) -> int:
     return saved + head_bytes(point.size, TOKENS) + 4 * point.paper.trained(point.size)
 
 
-def calibration_table() -> Table:
+def calibration_table(rounds: int) -> Table:
     """Statistics and keys of one task, on random text, beside forward passes over the same tokens."""
     table = Table(
-        "slots", "tokens", "forward, s", "statistics, s", "/ forward", "FLOPs / forward", "keys, s", "/ forward",
-        "FLOPs / forward", title="calibration",
+        "slots", "tokens", "forward, s", "statistics / forward", "FLOPs / forward", "keys / forward",
+        "FLOPs / forward", title="calibration", box=MARKDOWN,
     )  # fmt: skip
-    rows = random_rows(REFERENCE, 64, 128)
-    batches = in_batches(rows, 64, 0)
-    tokens = sum(len(row.ids) for row in rows)
-    base = random_base(REFERENCE, torch.device("cpu"), torch.float32)
+    batches = in_batches(random_rows(REFERENCE, 32, 128), 32, 0)
+    tokens = sum(batch.input_ids.numel() for batch in batches)
+    base = random_base(REFERENCE, CPU, torch.float32)
     for count in (125, 500, 2000):
         point = Point(str(count), M=count)
         model = point.build(base).eval()
         cores = memories(model)
-        plain = timed(lambda: forwards(base, batches))
-        statistics: dict[str, Any] = {}
-        first = timed(lambda: statistics.update(calibrate_base(model, list(cores), batches)))  # noqa: B023
-        set_statistics(model, statistics)
-        keys = timed(lambda: prototype_addresses(model, cores, batches, batches, [], count, seed=0))  # noqa: B023
+        set_statistics(model, calibrate_base(model, list(cores), batches))
+        runs = {
+            "forward": partial(forwards, base, batches),
+            "statistics": partial(calibrate_base, model, list(cores), batches),
+            "keys": partial(prototype_addresses, model, cores, batches, batches, [], count, seed=0),
+        }
+        times = interleaved(runs, rounds)
         passes = tokens * forward_flops(REFERENCE, 128)
         kmeans = kmeans_flops(replace(point.paper, M=min(count, tokens)), states=min(64, tokens // count))
         table.add_row(
-            f"{count:,}", f"{tokens:,}", f"{plain:.2f}", f"{first:.2f}", f"{first / plain:.2f}",
-            f"{(1 + whitening_flops(REFERENCE, 6) * tokens / passes):.2f}", f"{keys:.2f}", f"{keys / plain:.2f}",
-            f"{(3 + kmeans / passes):.2f}",
+            f"{count:,}", f"{tokens:,}", f"{median(times['forward']):.2f}",
+            spread(over(times["statistics"], times["forward"])),
+            f"{1 + whitening_flops(REFERENCE, 6) * tokens / passes:.2f}",
+            spread(over(times["keys"], times["forward"])), f"{3 + kmeans / passes:.2f}",
         )  # fmt: skip
     return table
 
@@ -204,27 +209,17 @@ def forwards(model: Any, batches: Any) -> None:
             model(**batch.inputs(), use_cache=False)
 
 
-def timed(run: Callable[[], Any]) -> float:
-    """Seconds of the second of two runs."""
-    run()
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
-
-
 def decode_table(rounds: int) -> Table:
-    """Milliseconds a written token with slots, over the same without them, and bytes as the adapter is saved."""
-    table = Table("pathway", "base, ms a token", "with slots", "ratio", "saved, bytes", "computed", title="decode")
-    base = random_base(REFERENCE, torch.device("cpu"), torch.float32)
-    ids = torch.tensor([random_rows(REFERENCE, 1, 32)[0].ids])
+    """A token behind a cache with slots over the same without them, and bytes as the adapter is saved."""
+    table = Table("decode", "base, ms", "slots / base", "saved, bytes", "computed", box=MARKDOWN)
+    base = random_base(REFERENCE, CPU, torch.float32)
     for point in decode_points():
         model = point.build(base).eval()
-        runs = {"on": lambda: written(model, ids), "off": lambda: written(base, ids)}  # noqa: B023
-        times = interleaved(runs, 2 * rounds, torch.device("cpu"))
-        each = {name: 1e3 * median(seconds) / DECODED for name, seconds in times.items()}
+        times = interleaved({"on": OneToken(model), "off": OneToken(base)}, DECODED * rounds)
+        ratios = over(times["on"], times["off"])
         saved = tensor_bytes(get_peft_model_state_dict(model).values())
         table.add_row(
-            point.label, f"{each['off']:.2f}", f"{each['on']:.2f}", f"{each['on'] / each['off']:.2f}", f"{saved:,}",
+            point.label, f"{1e3 * median(times['off']):.2f}", spread(ratios), f"{saved:,}",
             f"{point.paper.adapter_bytes(point.size):,}",
         )  # fmt: skip
     return table
@@ -238,13 +233,6 @@ def decode_points() -> Iterator[Point]:
         yield Point(f"top 6, {tasks} tasks of 500", S=tasks)
     for layers in (1, 3):
         yield Point(f"top {layers}, 500 slots", first=12 - layers)
-
-
-def written(model: Any, ids: torch.Tensor) -> None:
-    """Writes tokens greedily with a key-value cache."""
-    options = {"max_new_tokens": DECODED, "min_new_tokens": DECODED, "do_sample": False, "pad_token_id": 0}
-    with torch.inference_mode():
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The one table of ratios: what nlft costs beside PEFT's LoRA, full finetuning, lm-eval and the base itself.
 
-    python eval/bench/speed.py                                    # all parts, float32, CPU; about five minutes
+    python eval/bench/speed.py                                    # all parts, float32, CPU; about six minutes
     python eval/bench/speed.py step decode --threads 2            # some parts
     python eval/bench/speed.py step --profile                     # and where the time of a step goes
     python eval/bench/speed.py --device cuda --dtype bfloat16 --size 1b --rows 8 --tokens 512
@@ -19,11 +19,13 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 import torch
-from beginning import calibration, lookup
+from calibration import calibration
+from decode import decode
+from harness import evaluation
+from lookup import lookup
 from model import SIZES
 from rich.console import Console
 from rich.table import Table
-from serving import decode, evaluation
 from step import Setting, steps, where_a_step_goes
 from timing import default_threads
 from verdict import Verdict, verdict_table

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from breakdown import breakdown, breakdown_table
 from cost import Size
-from memory import peak_bytes, tensor_bytes, weight_bytes
-from model import Candidate, candidates, random_base, random_rows
+from memory import kept_bytes, peak_bytes, tensor_bytes, weight_bytes
+from model import DENSITY, Candidate, candidates, random_base, random_rows
 from rich.table import Table
 from timing import interleaved
 from verdict import Verdict, marked
@@ -74,6 +74,8 @@ class Step:
     """Bytes of frozen weights."""
     state: int = 0
     """Bytes of what is trained and of the optimiser's state."""
+    kept: int = 0
+    """Bytes of what is kept to be fast: the indices of look-ups, and states of the frozen prefix."""
     step: int = 0
     """Most bytes that a step holds beyond these: activations, gradients, temporaries."""
     seconds: list[float] = field(default_factory=list)
@@ -81,7 +83,7 @@ class Step:
     @property
     def peak(self) -> int:
         """Bytes in all."""
-        return self.frozen + self.state + self.step
+        return self.frozen + self.state + self.kept + self.step
 
 
 def train(model: Any, batches: list[Batch], loss: Loss, setting: Setting) -> tuple[Callable[[], None], Any]:
@@ -132,6 +134,7 @@ def measure_steps(setting: Setting, chosen: dict[str, Candidate] | None = None, 
 
     lines = [Step(FLOOR, False, False, *weight_bytes(base))]
     runs: list[Callable[[], None]] = [forward]
+    models: list[Any] = [base]
     optimizers: list[Any] = [None]
     for name, candidate in (candidates(setting.size) if chosen is None else chosen).items():
         model = candidate.build(base)
@@ -146,10 +149,12 @@ def measure_steps(setting: Setting, chosen: dict[str, Candidate] | None = None, 
             step, optimizer = train(model, those, loss, setting)
             lines.append(Step(title, prefix, candidate.ours, *weight_bytes(model)))
             runs.append(step)
+            models.append(model)
             optimizers.append(optimizer)
-    for line, run, optimizer in zip(lines, runs, optimizers, strict=True):
+    for line, run, model, optimizer in zip(lines, runs, models, optimizers, strict=True):
         run()  # the first step makes the optimiser's state
         line.step = peak_bytes(run, setting.device)
+        line.kept = kept_bytes(model, setting.device, line.prefix)
         if optimizer is not None:
             state = [value for one in optimizer.state.values() for value in one.values()]
             line.state += tensor_bytes(value for value in state if isinstance(value, torch.Tensor))
@@ -173,8 +178,8 @@ def step_table(lines: list[Step], title: str) -> Table:
     """One line a candidate."""
     floor, rival = named(lines, FLOOR), named(lines, RIVAL)
     table = Table(
-        "method", "frozen prefix", "ms", "x forward", "x LoRA", "frozen", "trained + Adam", "step", "peak MB", "x LoRA",
-        "without frozen", title=title,
+        "method", "frozen prefix", "ms", "x forward", "x LoRA", "frozen", "trained + Adam", "kept", "step", "peak MB",
+        "x LoRA", "without frozen", title=title, caption=DENSITY,
     )  # fmt: skip
     for line in lines:
         table.add_row(
@@ -183,7 +188,7 @@ def step_table(lines: list[Step], title: str) -> Table:
             f"{1e3 * median(line.seconds):.1f}",
             f"{ratio(line, floor):.2f}",
             marked(ratio(line, rival), (CACHED if line.prefix else UNCACHED) if line.ours else None),
-            *(f"{one / 1e6:.0f}" for one in (line.frozen, line.state, line.step, line.peak)),
+            *(f"{one / 1e6:.0f}" for one in (line.frozen, line.state, line.kept, line.step, line.peak)),
             marked(line.peak / rival.peak, MEMORY if line.ours else None),
             f"{(line.peak - line.frozen) / (rival.peak - rival.frozen):.2f}",
         )

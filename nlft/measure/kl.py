@@ -17,7 +17,7 @@ from nlft.errors import NlftError
 from nlft.frozen_prefix import keep_prefix
 from nlft.head import Head
 from nlft.measure.isolation import evaluating
-from nlft.measure.targets import read_targets
+from nlft.measure.targets import parts, read_targets
 
 Reference = Callable[[], Any]
 """Loads the untouched base: for a model that is the base with other weights."""
@@ -45,10 +45,12 @@ def divergences(
                 before = read_targets(base, heads[0], batch)
             now = read_targets(model, heads[1], batch)
             rows = torch.tensor(chosen)[now.row.cpu()]
-            for part in now.parts():
+            for block in now.blocks():
                 with as_base():
-                    logits = before.logits(part)
-                results.index_add_(0, rows[part], divergence(logits, now.logits(part)).cpu())
+                    base_logits = before.logits(block)
+                pairs = zip(parts(base_logits), parts(now.logits(block)), strict=True)
+                nats = torch.cat([divergence(*pair) for pair in pairs])
+                results.index_add_(0, rows[block], nats.cpu())
     return results.tolist()
 
 

@@ -14,7 +14,7 @@ from nlft.data.template import Encoded, prompt_ids
 from nlft.frozen_prefix import keep_prefix
 from nlft.head import Head
 from nlft.measure.prefix import can_share, shared_passes, shared_prompts
-from nlft.measure.targets import TargetLogits, read_targets
+from nlft.measure.targets import TargetLogits, parts, read_targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,12 @@ def likelihoods(model: Any, encoded: Sequence[Encoded], pad_id: int, batch_size:
 def _read(rows: Sequence[Encoded], found: TargetLogits, starts: Sequence[int]) -> list[Likelihood]:
     """Likelihoods of rows, of which the tokens from `starts` on are the rows of the batch that was read."""
     losses, likeliest = [], []
-    for part in found.parts():
-        logits = found.logits(part).float()
-        losses.append(F.cross_entropy(logits, found.wanted[part].to(logits.device), reduction="none"))
-        likeliest.append(logits.argmax(-1))
+    for block in found.blocks():
+        made = parts(found.logits(block))
+        wanted = found.wanted[block].to(made[0].device).split(len(made[0]))
+        for logits, own in zip(made, wanted, strict=True):
+            losses.append(F.cross_entropy(logits.float(), own, reduction="none"))
+            likeliest.append(logits.argmax(-1))
     n, row = len(rows), found.row.cpu()
     nats = torch.zeros(n, dtype=torch.float64)
     missed: list[int | None] = [None] * n

@@ -128,7 +128,8 @@ class Prompts:
         batch = collate(rows, pad_id, side="left").to(next(model.parameters()).device)
         self.mask, width = batch.attention_mask, batch.input_ids.shape[1]
         self.prefix = prefix_of(model)
-        self.states = self.recalled()
+        self.kept = self.prefix is not None and _holds_tokens(self.prefix) and self.recalled(tails, 0) is not None
+        """Whether passes begin at kept states, of all tails or of none."""
         with self.standing_in(first, [length - width for length in lengths], width):
             output = model(
                 input_ids=batch.input_ids,
@@ -138,27 +139,26 @@ class Prompts:
                 logits_to_keep=1,
             )
         self.cache = output.past_key_values
-        if self.prefix is not None and self.states is not None:
+        if self.prefix is not None and self.kept:
             # Masks are made for as many tokens as the first layers' caches hold.
-            blank = self.states.new_zeros(len(lengths), 1, width, 1)
+            blank = torch.zeros(len(lengths), 1, width, 1, dtype=self.prefix.root.dtype, device=self.mask.device)
             for layer in range(self.prefix.depth):
                 self.cache.update(blank, blank, layer)
 
-    def recalled(self) -> Tensor | None:
-        """Kept states of one sequence a tail, [tails, T, D]; None where not all of them are kept."""
-        if self.prefix is None or not _holds_tokens(self.prefix):
-            return None
-        whole = collate([self.encoded[tail.members[0]] for tail in self.tails], self.pad_id)
-        return self.prefix.states(whole.to(self.mask.device))
+    def recalled(self, tails: Sequence[Tail], width: int | None = None) -> Tensor | None:
+        """Kept states of one sequence a tail on the CPU, [tails, T, D]; None where not all of them are kept."""
+        assert self.prefix is not None
+        return self.prefix.states(collate([self.encoded[tail.members[0]] for tail in tails], self.pad_id), width)
 
     def standing_in(self, tails: Sequence[int], starts: Sequence[int], width: int) -> AbstractContextManager[None]:
         """A pass inside, over `width` tokens of some tails' sequences from `starts` on, begins at the kept states."""
-        if self.prefix is None or self.states is None:
+        if self.prefix is None or not self.kept:
             return nullcontext()
-        device = self.states.device
-        line = torch.tensor(tails, device=device)[:, None]
-        at = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
-        return self.prefix.standing_in(self.states[line, at.clamp(0, self.states.shape[1] - 1)])
+        states = self.recalled([self.tails[at] for at in tails])
+        assert states is not None  # nothing is dropped between the passes over one set of rows
+        at = torch.tensor(starts)[:, None] + torch.arange(width)
+        chosen = states[torch.arange(len(tails))[:, None], at.clamp(0, states.shape[1] - 1)]
+        return self.prefix.standing_in(chosen.to(self.mask.device))
 
     def go_on(self, head: Head, chosen: Sequence[int], last: bool) -> tuple[list[int], list[int], TargetLogits]:
         """A pass over some of the tails.

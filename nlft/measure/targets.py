@@ -12,17 +12,17 @@ from nlft.frozen_prefix import recalling
 from nlft.head import Head
 from nlft.types import IGNORE
 
-BLOCK = {"cpu": 1 << 19}
+PART = {"cpu": 1 << 19}
 """Logits that are float32 at one time by kind of device: what is read several times stays in a processor's caches."""
-MOST_BLOCK = 1 << 26
+MOST_PART = 1 << 26
 """The same where the device is not named."""
 
 
 class TargetLogits:
     """What a pass says of the N target tokens of a batch, in the order of rows and then of columns.
 
-    Where their logits are more than a block, only the states in front of the head are kept; each block is made when it
-    is asked for, in the state of the model's adapters at that time.
+    Where their logits are more than a block of the head, only the states in front of it are kept; each block is made
+    when it is asked for, in the state of the model's adapters at that time. What is float32 is cut smaller (`parts`).
 
     Args:
         head: of the model that `call` runs; `Head(model)` looks through all modules, so one serves many batches.
@@ -59,20 +59,23 @@ class TargetLogits:
         elif logits.shape[1] == len(self.row):
             self.made = logits[0]
 
-    def parts(self) -> Iterator[slice]:
-        """Blocks of the N tokens."""
-        made = self.made
-        vocabulary = self.head.root.config.get_text_config().vocab_size if made is None else made.shape[-1]
-        size = max(1, BLOCK.get(self.row.device.type, MOST_BLOCK) // vocabulary)
+    def blocks(self) -> Iterator[slice]:
+        """Blocks of the N tokens, as many as the head is run on at once; one where all logits are there."""
+        size = self.head.tokens(self.row.device) if self.made is None else max(1, len(self.row))
         for start in range(0, len(self.row), size):
             yield slice(start, start + size)
 
-    def logits(self, part: slice) -> Tensor:
+    def logits(self, block: slice) -> Tensor:
         """Logits [n, vocabulary] of a block."""
         if self.made is not None:
-            return self.made[part]
+            return self.made[block]
         assert self.states is not None
-        return self.head.logits(self.states[part])
+        return self.head.logits(self.states[block])
+
+
+def parts(logits: Tensor) -> tuple[Tensor, ...]:
+    """Logits [N, vocabulary] cut into as many [n, vocabulary] as are float32 at one time."""
+    return logits.split(max(1, PART.get(logits.device.type, MOST_PART) // logits.shape[-1]))
 
 
 def read_targets(model: Any, head: Head, batch: Batch) -> TargetLogits:

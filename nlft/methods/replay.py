@@ -13,7 +13,7 @@ from nlft.capture import inference
 from nlft.config import ReplayConfig
 from nlft.data.batch import Sampler, collate
 from nlft.data.template import Encoded
-from nlft.distributed import rank, shares, world
+from nlft.distributed import rank, shards_base, shares, world
 from nlft.errors import NlftError
 from nlft.frozen_prefix import keep_prefix
 from nlft.loss import target_loss
@@ -61,13 +61,15 @@ class Replay:
             keep_prefix(model, self.rows, self.pad_id)
 
     def term(self, model: nn.Module) -> Tensor | None:
-        """Weighted mean loss of the next old rows, nats per target token."""
+        """Weighted mean loss of the next old rows, nats per target token; of several processes, this one's part."""
         if self.config is None or self.batches is None:
             return None
         device = next(model.parameters()).device
         rows = next(self.batches)
-        # Of several processes each reads its share; one without any passes a row too, since the others may wait for it.
         own = [rows[i] for i in shares([len(row.ids) for row in rows], world())[rank()]]
+        if not own and not shards_base():
+            return None
+        # With a sharded base one without a share passes a row too: the others cannot compute without it.
         nats = target_loss(model, collate(own or rows[:1], self.pad_id).to(device)) * (world() if own else 0)
         return self.config.weight * nats / sum(row.n_targets for row in rows)
 

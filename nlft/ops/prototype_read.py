@@ -13,6 +13,8 @@ from nlft.ops.slots import SMALLEST_ROOM, prototype_scores
 
 DENSEST, DENSEST_INPUTS = 16, 64
 """Where more than one in so many pairs of a token and a slot fires, products of whole blocks are faster."""
+PROBE = 32
+"""Tokens that are looked at first, where there are many times as many."""
 
 
 def prototype_read(
@@ -25,9 +27,9 @@ def prototype_read(
 ) -> torch.Tensor:
     """`prototype_scores(...) @ values`, with at most `BLOCK` scores at once.
 
-    On the CPU only the pairs that fire are computed with and kept for the backward pass: a token fires about one slot
-    in a thousand. Elsewhere, and in what is compiled, their number must not decide what runs next, so blocks of all
-    scores are computed, and once more in the backward pass.
+    On the CPU only the pairs that fire are computed with and kept for the backward pass, as long as they are few.
+    Elsewhere, and in what is compiled, their number must not decide what runs next, so blocks of all scores are
+    computed, and once more in the backward pass.
 
     Args:
         queries: [N, K] of length 1.
@@ -43,17 +45,30 @@ def prototype_read(
     queries = queries.detach()
     if queries.device.type == "cpu" and not torch.compiler.is_compiling():
         index = index or indexed(keys, thresholds)
-        found = fired(queries, keys, thresholds, index, pairs_worth(queries, keys, inputs is not None))
+        most = pairs_worth(queries, keys, inputs is not None)
+        found = None if looks_dense(queries, index, most) else fired(queries, keys, thresholds, index, most)
         if found is not None:
             return compact_read(queries, found, thresholds, values, inputs)
     return BlockedRead.apply(queries, keys, thresholds, values, inputs)  # pyright: ignore
 
 
 def pairs_worth(queries: torch.Tensor, keys: torch.Tensor, inputs: bool) -> int:
-    """Most pairs that are computed with one by one. With inputs each holds two vectors, which fit in `BLOCK`."""
+    """Most pairs that are computed with one by one: no more than `BLOCK`; with inputs each holds two vectors."""
     slots, width = keys.shape
     pairs = queries.shape[0] * slots
-    return max(slots, min(pairs // DENSEST_INPUTS, BLOCK // width) if inputs else pairs // DENSEST)
+    return max(slots, min(pairs // DENSEST_INPUTS, BLOCK // width) if inputs else min(pairs // DENSEST, BLOCK))
+
+
+def looks_dense(queries: torch.Tensor, index: Index, most: int) -> bool:
+    """Whether every so many-th token fires more than its part of `most` pairs, so that a search would be given up.
+
+    Slots behind a gate need not be silent: a token fires about 16 of them, however few there are. What was found in
+    the last read must not decide, or a run that is resumed would not be bit-equal.
+    """
+    step = queries.shape[0] // PROBE
+    if step < 4 or index.groups is not None or index.places.shape[0] > BLOCK // (2 * PROBE):
+        return False
+    return int((queries[::step] @ index.columns > index.thresholds).sum()) * step > most
 
 
 def compact_read(

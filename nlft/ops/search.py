@@ -25,8 +25,17 @@ LARGEST_SHARE = 0.25
 """Largest part of the keys that may be left to a second level; with more, all keys at once are faster."""
 
 
+class Clusters(NamedTuple):
+    """Which keys lie near each other, whatever their thresholds."""
+
+    centres: torch.Tensor
+    """[G, K] of length 1."""
+    group: torch.Tensor
+    """[M] int64, the centre of every key."""
+
+
 class Groups(NamedTuple):
-    """Keys that lie near each other."""
+    """Keys that lie near each other, and how far from a query they may be left out."""
 
     centres: torch.Tensor
     """[K, G] of length 1."""
@@ -76,7 +85,22 @@ def indexed(keys: torch.Tensor, thresholds: torch.Tensor) -> Index:
     return Index(keys[places].T.contiguous(), thresholds[places], places, None)
 
 
-def grouped(index: Index, keys: torch.Tensor, n_groups: int | None = None) -> Groups | None:
+def clustered(keys: torch.Tensor, n_groups: int | None = None) -> Clusters:
+    """Clusters of keys by k-means: nearly all the time that `grouped` takes, and no threshold changes them.
+
+    Args:
+        keys: [M, K], M >= 1.
+        n_groups: 4 sqrt(M) when None, which makes both levels of a look-up about as long.
+    """
+    generator = torch.Generator().manual_seed(0)
+    wanted = max(1, min(len(keys), n_groups or round(4 * len(keys) ** 0.5)))
+    sample = torch.randperm(len(keys), generator=generator)[: SAMPLE * wanted].to(keys.device)
+    unit = torch.nn.functional.normalize(keys, dim=1)
+    centres = spherical_kmeans(unit[sample], wanted, STEPS, generator)
+    return Clusters(centres, nearest(unit, centres)[1])
+
+
+def grouped(index: Index, keys: torch.Tensor, clusters: Clusters | None = None) -> Groups | None:
     """Groups of the keys in an index.
 
     A query q fires a key k of threshold t where the angle between them is below acos(t). By the triangle inequality
@@ -85,22 +109,18 @@ def grouped(index: Index, keys: torch.Tensor, n_groups: int | None = None) -> Gr
 
     Args:
         keys: [M, K], of which the index was made.
-        n_groups: 4 sqrt(m) when None, which makes both levels of a look-up about as long.
+        clusters: of the same keys; made here when None.
 
     Returns:
         None where groups are of no use: there are no keys, or a query of any direction would visit more than
         `LARGEST_SHARE` of them, as where keys are scattered at random or thresholds are low.
     """
-    keys, thresholds = keys[index.places], index.thresholds
-    if not len(keys):
+    if not len(index.places):
         return None
-    generator = torch.Generator().manual_seed(0)
-    wanted = max(1, min(len(keys), n_groups or round(4 * len(keys) ** 0.5)))
-    sample = torch.randperm(len(keys), generator=generator)[: SAMPLE * wanted].to(keys.device)
-    unit = torch.nn.functional.normalize(keys, dim=1)
-    centres = spherical_kmeans(unit[sample], wanted, STEPS, generator)
-    group = nearest(unit, centres)[1]
-    limits = torch.full((wanted,), torch.inf, dtype=torch.float64, device=keys.device)
+    centres, group = clusters or clustered(keys)
+    keys, thresholds, group = keys[index.places], index.thresholds, group[index.places]
+    # A group of which no key can fire is never visited.
+    limits = torch.full((len(centres),), torch.inf, dtype=torch.float64, device=keys.device)
     for part in torch.arange(len(keys), device=keys.device).split(max(1, BLOCK // keys.shape[1])):
         length = keys[part].double().norm(dim=1)
         centre = centres[group[part]].double()
@@ -111,7 +131,7 @@ def grouped(index: Index, keys: torch.Tensor, n_groups: int | None = None) -> Gr
         far[near <= -limit] = -torch.inf  # the sum of both angles is a half turn or more
         limits.scatter_reduce_(0, group[part], far, "amin")
     order = group.argsort(stable=True)
-    members = index.places[order].split(torch.bincount(group, minlength=wanted).tolist())
+    members = index.places[order].split(torch.bincount(group, minlength=len(centres)).tolist())
     limits -= slack(keys)
     # The cosine of a random direction to a centre is nearly normal with the variance 1 / K.
     visited = torch.special.erfc(limits * (keys.shape[1] / 2) ** 0.5) / 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -118,10 +118,11 @@ def let_through(model: Any, adapter: str, rows: Sequence[Encoded], pad_id: int, 
     keys = [task.keys for task in gate.task_keys]
     drift = torch.stack([task.drift for task in gate.task_keys])
     ordered = sorted(rows, key=lambda row: len(row.ids))
+    parts = [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
+    batches = [collate(part, pad_id) for part in parts]
     found = []
-    for at in range(0, len(ordered), batch_size):
-        part = ordered[at : at + batch_size]
-        evidence, _ = row_evidence(model, gate_module(model, adapter), gate, keys, drift, collate(part, pad_id))
+    read = row_evidence(model, gate_module(model, adapter), gate, keys, drift, batches)
+    for part, (evidence, _) in zip(parts, read, strict=True):
         opened = (gate.opened(evidence)[..., -1] > 0).any(dim=1)
         found += [row for row, one in zip(part, opened.tolist(), strict=True) if one]
     return found
@@ -132,8 +133,8 @@ def height_of(
 ) -> float:
     """The least height that rows of at most the weight `allowed` pass at any token."""
     exceedances = Exceedances(0.0, HIGHEST)
-    for batch, weights in rows.batches:
-        evidence, mask = row_evidence(model, module, gate, keys, drift, batch)
+    read = row_evidence(model, module, gate, keys, drift, [batch for batch, _ in rows.batches])
+    for (_, weights), (evidence, mask) in zip(rows.batches, read, strict=True):
         # A gate that has opened stays open: the highest sum so far is what counts.
         highest = accumulate(evidence)[..., -1].cummax(dim=1).values
         if rows.unit == "rows":
@@ -144,12 +145,18 @@ def height_of(
 
 
 def row_evidence(
-    model: Any, module: str, gate: PrototypeGate, keys: list[torch.Tensor], drift: torch.Tensor | float, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Evidence [B, T, tasks] for tasks with these keys and drifts, 0 at padding; and which tokens are none, [B, T]."""
-    [inputs] = block_inputs(model, [module], [batch], first=True, again=True)
-    contrast = gate.contrast(gate.queries(inputs.states[module]), keys) - drift
-    mask = batch.attention_mask.to(contrast.device) != 0
-    evidence = contrast.new_zeros(*mask.shape, len(keys))
-    evidence[mask] = contrast
-    return evidence, mask
+    model: Any,
+    module: str,
+    gate: PrototypeGate,
+    keys: list[torch.Tensor],
+    drift: torch.Tensor | float,
+    batches: Sequence[Batch],
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """By batch: evidence [B, T, tasks] for tasks with these keys and drifts, 0 at padding; and which tokens are none,
+    [B, T]."""
+    for batch, inputs in zip(batches, block_inputs(model, [module], batches, first=True, again=True), strict=True):
+        contrast = gate.contrast(gate.queries(inputs.states[module]), keys) - drift
+        mask = batch.attention_mask.to(contrast.device) != 0
+        evidence = contrast.new_zeros(*mask.shape, len(keys))
+        evidence[mask] = contrast
+        yield evidence, mask

@@ -9,6 +9,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+STORED = "nlft_stored"
+"""Attribute of a tensor that was widened."""
+
 
 class Float32Memories(nn.Module):
     """A layer whose memories compute in float32, whatever their tensors are stored in.
@@ -54,7 +57,20 @@ def in_float32(core: nn.Module, x: torch.Tensor) -> torch.Tensor:
     loaded as it is by `low_cpu_mem_usage`. States of sequences, keys and thresholds would not stand such rounding.
     """
     named = chain(core.named_parameters(), core.named_buffers())
-    return functional_call(core, {name: tensor.float() for name, tensor in named if is_half(tensor)}, (x,))
+    return functional_call(core, {name: widened(tensor) for name, tensor in named if is_half(tensor)}, (x,))
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """As float32, for one call."""
+    wide = tensor.float()
+    if not torch.compiler.is_compiling():
+        setattr(wide, STORED, tensor)
+    return wide
+
+
+def stored(tensor: torch.Tensor) -> torch.Tensor:
+    """What a tensor was widened from, or itself: the one that is still there at the next call."""
+    return getattr(tensor, STORED, tensor)
 
 
 def holds_half(core: nn.Module) -> bool:

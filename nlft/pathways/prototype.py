@@ -16,10 +16,9 @@ from nlft.calibrate import block_inputs, counted
 from nlft.data.batch import collate
 from nlft.errors import NlftError
 from nlft.frozen_prefix import prefix_of
-from nlft.kept_inputs import SHARE
 from nlft.ops.keys import largest_cosine, largest_excess, spherical_kmeans, upper_cosine
 from nlft.ops.risk import Exceedances, allowance
-from nlft.prefix_store import Shape, address_of, bytes_of
+from nlft.state_file import address_of, bytes_of
 
 if TYPE_CHECKING:
     from nlft.data.batch import Batch
@@ -30,8 +29,8 @@ STATES_PER_KEY = 64
 READ_SAMPLE = 16_384
 """States on which the thresholds of keys behind a gate are set."""
 ROUNDING = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-"""Added to every threshold (cosine), by the base's dtype: the same token in another batch has a slightly other
-state, and in half precision a clearly other one."""
+"""Added to every threshold (cosine), by the coarsest dtype of states: the same token in another batch has a slightly
+other state, and in half precision a clearly other one."""
 
 Addresses = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Keys [M, K] and thresholds [M] by module."""
@@ -113,7 +112,7 @@ def prototype_addresses(
     largest = {name: torch.maximum(background[name], earlier[name]) for name in keys}
     if held_out is not None:
         margin += needed_margin(model, readers, keys, largest, held_out)
-    rounding = ROUNDING.get(model.get_input_embeddings().weight.dtype, ROUNDING[torch.float32])
+    rounding = rounding_of(model)
     # A budget may allow a margin below zero; nothing vouches for earlier tasks then, so they stay below in any case.
     found = {name: (own, torch.maximum(largest[name] + margin, earlier[name]) + rounding) for name, own in keys.items()}
     if not any(bool((thresholds < 1).any()) for _, thresholds in found.values()):
@@ -122,6 +121,13 @@ def prototype_addresses(
             "The background looks just like the task. Raise the budget, lower the margin, or give more background.",
         )
     return found
+
+
+def rounding_of(model: Any) -> float:
+    """What is added to thresholds: by the base's dtype or that of kept states, whichever is coarser."""
+    prefix = prefix_of(model)
+    dtypes = [model.get_input_embeddings().weight.dtype, *([] if prefix is None else [prefix.dtype])]
+    return max(ROUNDING.get(dtype, ROUNDING[torch.float32]) for dtype in dtypes)
 
 
 def needed_margin(
@@ -134,8 +140,8 @@ def needed_margin(
     """The least margin on all thresholds with which the held-out background keeps within its budget."""
     allowed = allowance(held_out.budget, held_out.groups)
     exceedances = Exceedances()
-    for batch, weights in held_out.batches:
-        [inputs] = block_inputs(model, list(readers), [batch], first=True, again=True)
+    read = block_inputs(model, list(readers), [batch for batch, _ in held_out.batches], first=True, again=True)
+    for (_, weights), inputs in zip(held_out.batches, read, strict=True):
         excess = torch.stack(
             [
                 largest_excess(readers[name].queries(states), keys[name], thresholds[name])
@@ -185,12 +191,11 @@ def prototypes(model: Any, states: torch.Tensor, slots: int, kmeans_steps: int, 
     address = address_of(
         ("keys", asked, *states.shape, states.dtype, states.device.type, slots, kmeans_steps, seed), ()
     )
-    keys = prefix.store.find(address)
+    keys = prefix.store.inputs.find(address)
     if keys is None:
         keys = spherical_kmeans(states, slots, kmeans_steps, torch.Generator().manual_seed(seed))
-        if prefix.store.has_room(keys.nbytes, SHARE):
-            prefix.store.add(address, Shape(len(keys), keys.shape[1], keys.dtype), lambda: [keys.cpu()])
-    return keys.to(states.device)
+        prefix.store.inputs.add(address, keys.detach().cpu())
+    return keys.to(states.device, copy=True)  # what is kept belongs to nobody
 
 
 def sample_queries(
@@ -209,7 +214,7 @@ def sample_queries(
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in readers}
     for inputs, places in zip(block_inputs(model, list(readers), batches, last=last), chosen, strict=True):
         for name, states in inputs.states.items():
-            parts[name].append(readers[name].queries(states)[places.to(states.device)])
+            parts[name].append(readers[name].queries(states[places.to(states.device)]))
     if not sum(map(len, chosen)):
         raise NlftError("The rows hold no token to make keys of.", "Give rows of at least two tokens.")
     return {name: torch.cat(own) for name, own in parts.items()}

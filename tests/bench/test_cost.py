@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import nlft.head
 from nlft.config import PrefixConfig
 from nlft.data.batch import collate
 from nlft.frozen_prefix import install_prefix, keep_prefix
@@ -37,7 +38,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             del sys.modules[name]
 
 
-def test_by_hand(bench: Any) -> None:
+def test_by_hand(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cost = bench.cost
     size = cost.Size(D=4, F=10, L=3, H=2, KV=1, V=7)
     assert size.layer_weights == 16 + 8 + 8 + 16 + 3 * 40  # q, k, v, o; the block
@@ -62,7 +63,11 @@ def test_by_hand(bench: Any) -> None:
     assert cost.saved_numbers(size) == 6 * 4 + 3 * 10
     assert cost.slots_saved(size, slots, 1) == 54 + 6
     assert cost.head_bytes(size, 5) == 3 * 4 * 35
-    assert cost.head_bytes(size, 5, block=8) == 3 * 4 * 8
+    monkeypatch.setattr(nlft.head, "FEWEST", 2)
+    monkeypatch.setitem(nlft.head.BLOCK, "cpu", 8)
+    assert cost.head_bytes(size, 5) == 3 * 4 * 2 * 7  # one token's logits fill a block, and two is the least
+    monkeypatch.setitem(nlft.head.BLOCK, "cpu", 4 * 7 + 6)
+    assert cost.head_bytes(size, 5) == 3 * 4 * 4 * 7
     assert cost.kmeans_flops(cost.Slots(2, 6, 3), rounds=4, states=5) == 2 * 4 * 2 * 30 * 6 * 3
     assert cost.whitening_bytes(size, 2) == 2 * 16 * 8
     assert cost.prefix_bytes(size) == 8

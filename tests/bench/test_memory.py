@@ -8,9 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 
+from nlft.config import PrefixConfig
+from nlft.data.batch import collate
+from nlft.data.template import Encoded
+from nlft.frozen_prefix import install_prefix, keep_prefix
+from nlft.loss import target_loss
+from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
+from nlft.pathways.sparse_memory.model import begin_task, memories
 from nlft.peak import read_peak, reset_peak
+from nlft.prefix_store import PrefixStore
 
 BENCH = Path(__file__).parents[2] / "eval" / "bench"
 MEMORY = runpy.run_path(str(BENCH / "memory.py"))
@@ -102,6 +111,25 @@ def test_weights_that_are_shared_count_once() -> None:
     model.register_buffer("d", torch.zeros(N))
     model.register_buffer("e", model.d[: N // 2])
     assert MEMORY["weight_bytes"](model) == (3 * MB, MB)
+
+
+def test_what_is_kept_to_be_fast_counts(make_model: Any) -> None:
+    """The turned copy of the keys that can fire, and the states of rows in front of the first memory."""
+    base = make_model("llama")
+    config = SparseMemoryPeftConfig(task_type="CAUSAL_LM", layers_to_transform=[2])
+    model = get_peft_model(base, config)
+    (block, core), *_ = memories(model).items()
+    keys = torch.nn.functional.normalize(torch.randn(5, core.key_width), dim=1)
+    begin_task(model, "task", {block: (keys, torch.tensor([0.1, 0.1, 0.1, 0.1, 2.0]))})  # the last one cannot fire
+    batch = collate([Encoded(list(range(3, 9)), [-100, *range(4, 9)], 0)], 0)
+    assert MEMORY["kept_bytes"](model, CPU, True) == 0
+    prefix = PrefixConfig()
+    install_prefix(model, "random", prefix, PrefixStore(None, prefix))
+    keep_prefix(model, batch.rows, 0)
+    target_loss(model, batch)
+    index = 4 * 5 + 4 * (4 * core.key_width + 4) + 8 * 4  # thresholds; turned keys, their thresholds; places
+    assert MEMORY["kept_bytes"](model, CPU, False) == index
+    assert MEMORY["kept_bytes"](model, CPU, True) == index + 4 * 6 * base.config.hidden_size
 
 
 def test_blocks_are_known_by_their_address() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import USUAL, common_first
 from peft import LoraConfig, get_peft_model
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -70,6 +71,7 @@ def adapted(base: Any, kind: str) -> Any:
     return model.eval()
 
 
+@pytest.mark.parametrize("family", common_first(USUAL))
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_shared_prompts_equal_separate_passes(make_model: Any, family: str, batch_size: int) -> None:
     check(make_model(family), batch_size)
@@ -80,6 +82,7 @@ def test_shared_prompts_of_adapters(make_model: Any, kind: str) -> None:
     check(adapted(make_model("llama"), kind), 8)
 
 
+@pytest.mark.parametrize("family", common_first(USUAL))
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_shared_prompts_begin_at_the_frozen_prefix(make_model: Any, family: str, batch_size: int) -> None:
     model, _ = halved(make_model(family))
@@ -115,6 +118,23 @@ def test_the_frozen_prefix_spares_the_lower_layers(make_model: Any, monkeypatch:
         again = likelihoods(model, encoded, 0, 8)
         assert 0 in passes
     assert [one.nats for one in again] == pytest.approx([one.nats for one in first], abs=2e-4)
+
+
+def test_a_pass_asks_for_the_states_of_its_own_rows(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prefix = halved(make_model("llama"))
+    lines: list[int] = []
+    states = prefix.states
+
+    def counted(batch: Any, width: int | None = None) -> Any:
+        found = states(batch, width)
+        lines.append(0 if found is None or not found.shape[1] else len(found))
+        return found
+
+    monkeypatch.setattr(prefix, "states", counted)
+    encoded = sequences()
+    with evaluating(model):
+        likelihoods(model, encoded, 0, 2)
+    assert set(lines) <= {0, 1, 2} and sum(lines) >= len(encoded)
 
 
 def halved(model: Any) -> tuple[Any, Any]:

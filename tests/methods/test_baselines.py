@@ -49,7 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ia3": {"kind": "lora", "lr": 1e-1, "peft_type": "IA3", "peft": {}},
     "few_shot": {"kind": "few_shot", "shots": 2},
 }
-RARE = ("cms_l2sp", "slots_l2sp", "osf_merged", "pissa", "ia3", "lora_ewc", "osf", "merged", "corda")
+RARE = ("cms_l2sp", "slots_l2sp", "osf_merged", "pissa", "ia3", "lora_ewc", "osf", "merged", "corda", "apart")
 """Near relations of other kinds, run with the slow tests."""
 CHANGING = ("full_l2sp_ewc", "merged", "osf_merged", "corda", "pissa")
 
@@ -123,7 +123,7 @@ def test_adapters_of_tasks_load_with_peft(recipe: Callable[..., Any], method: st
     assert (values[2, "ungated", "people"] == values[2, "on", "people"]) is not told
 
 
-@pytest.mark.parametrize("method", ["apart", "corda", "few_shot"])
+@pytest.mark.parametrize("method", ["apart", pytest.param("corda", marks=pytest.mark.slow), "few_shot"])
 def test_a_run_is_scored_again_as_its_method_is(recipe: Callable[..., Any], method: str, tmp_path: Path) -> None:
     out = run_method(recipe(methods=METHODS), method, tmp_path / "run", report=False)
     stored = read_items(out / "items.parquet")
@@ -156,6 +156,7 @@ def test_what_is_held_is_counted(recipe: Callable[..., Any], tmp_path: Path) -> 
         assert again[name] == full[name]
 
 
+@pytest.mark.slow
 def test_a_base_of_low_precision_is_scored_again_as_it_was(recipe: Callable[..., Any], tmp_path: Path) -> None:
     low = {"model": "builtin:tiny", "dtype": "bfloat16", "device": "cpu"}
     probes = [{"name": "text", "data": {"path": "builtin:world/text/test", "limit": 4}, "metric": "nll"}]

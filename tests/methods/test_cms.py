@@ -42,7 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gated": {**SMALL, **GATED},
     "gated_pretrained": {**SMALL, "init": "pretrained", "replay": {"source": "background"}, **GATED},
 }
-RARE = ("rate", "shuffled", "gated_pretrained", "pretrained", "sequential", "gated", "online")
+RARE = ("rate", "shuffled", "gated_pretrained", "pretrained", "sequential", "gated", "online", "nested")
 """Near relations of other kinds, run with the slow tests."""
 ROWS = [Encoded([5 + i, 9, 20 + i, 31, 7 + i, 40], [0, 9, 20 + i, 31, 7 + i, 40], 1) for i in range(12)]
 

@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "budgeted_memory": {"kind": "sparse_memory", "lr": 0.3, "slots": 100, "kmeans_steps": 2, "retention": "10%"},
 }
-RARE = ("gated_memory", "gated_product_key")
+RARE = ("gated_memory", "gated_product_key", "budgeted_memory")
 """Near relations of other kinds, run with the slow tests."""
 
 

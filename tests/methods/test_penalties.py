@@ -141,6 +141,17 @@ def test_replay_keeps_a_share_of_every_task(tmp_path: Any) -> None:
     assert again.n_bytes == 4 * (2 * 3 * 4 + 3)
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_process_without_old_rows_waits_for_none(monkeypatch: pytest.MonkeyPatch, sharded: bool) -> None:
+    """One old row a step for two processes; only a sharded base has the other pass a row too, which weighs nothing."""
+    for name, value in {"world": 2, "rank": 1, "shards_base": sharded}.items():
+        monkeypatch.setattr(f"nlft.methods.replay.{name}", lambda value=value: value)
+    model, replay = Bigram(), Replay(ReplayConfig(source="background", ratio=0.1))
+    replay.begin_task(model, context([row(1, 2)], background=[row(1, 2), row(2, 3, 1)]))
+    term = replay.term(model)
+    assert there(term).item() == 0 if sharded else term is None
+
+
 def test_packed_rows_come_back() -> None:
     rows = [row(1, 2, 3), row(4, 1, prompt=1)]
     assert [(one.ids, one.labels) for one in unpacked(packed(rows))] == [(one.ids, one.labels) for one in rows]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import nlft.ops.prototype_read as prototype_read_file
 import nlft.ops.search as search
-from nlft.ops.prototype_read import BlockedRead, prototype_read
+from nlft.ops.prototype_read import BlockedRead, compact_read, prototype_read
 from nlft.ops.search import grouped, indexed
 from nlft.ops.slots import SMALLEST_ROOM, naive_prototype_read, product_read, product_topk, stable_product_topk
 
@@ -42,22 +42,35 @@ def naive(queries, keys, thresholds, values, inputs) -> torch.Tensor:
 
 
 def ways(keys, thresholds):
-    """By pairs without and with an index, and in two levels; by blocks."""
+    """Without and with an index, and in two levels."""
     index = indexed(keys, thresholds)
     yield prototype_read
     yield partial(prototype_read, index=index)
     yield partial(prototype_read, index=index._replace(groups=grouped(index, keys)))
-    yield BlockedRead.apply
+
+
+@pytest.fixture
+def by_pairs(monkeypatch):
+    """Pairs are worth it however many fire; counts the reads that were computed by them."""
+    called = []
+
+    def counted(*args):
+        called.append(1)
+        return compact_read(*args)
+
+    monkeypatch.setattr(prototype_read_file, "compact_read", counted)
+    monkeypatch.setattr(prototype_read_file, "DENSEST", 1)
+    monkeypatch.setattr(prototype_read_file, "DENSEST_INPUTS", 1)
+    return called
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("with_inputs", [False, True])
 @pytest.mark.parametrize(("n", "m", "k", "d"), [(1, 1, 1, 1), (5, 7, 3, 2), (13, 1, 4, 9), (11, 31, 8, 5)])
-def test_every_way_equals_the_twin_with_gradients(monkeypatch, dtype, with_inputs, n, m, k, d):
+def test_every_way_equals_the_twin_with_gradients(monkeypatch, by_pairs, dtype, with_inputs, n, m, k, d):
     monkeypatch.setattr(search, "LARGEST_SHARE", 2.0)
     monkeypatch.setattr(search, "MANY", 0)
-    for file in (search, prototype_read_file):
-        monkeypatch.setattr(file, "BLOCK", 4 * m)  # several blocks of tokens
+    monkeypatch.setattr(search, "BLOCK", 4 * m)  # several blocks of tokens
     queries, keys, thresholds, values, inputs = drawn(n, m, k, d, dtype)
     weight = torch.randn(n, d, dtype=dtype)
     twin = [values.clone().requires_grad_(), inputs.clone().requires_grad_()]
@@ -66,9 +79,12 @@ def test_every_way_equals_the_twin_with_gradients(monkeypatch, dtype, with_input
     else:
         expected = naive_prototype_read(queries, keys, thresholds, twin[0])
     (expected * weight).sum().backward()
-    for read in ways(keys, thresholds):
+    for number, read in enumerate((*ways(keys, thresholds), BlockedRead.apply)):
+        if number == 3:
+            monkeypatch.setattr(prototype_read_file, "BLOCK", 4 * m)
         learned = [values.clone().requires_grad_(), inputs.clone().requires_grad_()]
         out = read(queries, keys, thresholds, learned[0], learned[1] if with_inputs else None)
+        assert len(by_pairs) == min(number + 1, 3)
         (out * weight).sum().backward()
         torch.testing.assert_close(out, expected, rtol=0, atol=9 * m * TOLERANCE[dtype])
         assert float(out.detach().abs().max()) > 0
@@ -81,7 +97,7 @@ def test_every_way_equals_the_twin_with_gradients(monkeypatch, dtype, with_input
 def test_silence_is_exactly_zero_and_still_has_gradients(with_inputs):
     queries, keys, _, values, inputs = drawn(9, 14, 5, 3, torch.float32)
     thresholds = torch.full((14,), 1.5)
-    for read in ways(keys, thresholds):
+    for read in (*ways(keys, thresholds), BlockedRead.apply):
         learned = [(-values.abs()).requires_grad_(), inputs.clone().requires_grad_()]
         out = read(queries, keys, thresholds, learned[0], learned[1] if with_inputs else None)
         assert torch.equal(out, torch.zeros(9, 3))
@@ -97,6 +113,7 @@ def test_where_most_pairs_fire_blocks_take_over(monkeypatch):
     thresholds = torch.full((70,), -0.5, dtype=torch.float64)
     called = []
     monkeypatch.setattr(prototype_read_file, "compact_read", lambda *a: called.append(1))
+    monkeypatch.setattr(prototype_read_file, "fired", lambda *a: pytest.fail("a few tokens tell that too many fire"))
     for chosen in (None, inputs):
         out = prototype_read(queries, keys, thresholds, values, chosen)
         torch.testing.assert_close(out, BlockedRead.apply(queries, keys, thresholds, values, chosen))
@@ -128,6 +145,36 @@ def test_memory_of_a_read_does_not_grow_with_tokens_times_slots():
             out = prototype_read(queries, keys, thresholds, values.clone().requires_grad_(), chosen)
         assert out.any()
         assert kept < 600 * 2000 * 4 / 4
+
+
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_memory_of_a_read_is_bounded_where_as_many_pairs_fire_as_are_worth_it(monkeypatch, with_inputs):
+    """Just below one pair in 16 (64 with inputs) at a block's worth of pairs and at eight times that."""
+    block, slots, width = 4096, 128, 4
+    for file in (search, prototype_read_file):
+        monkeypatch.setattr(file, "BLOCK", block)
+    ratio = 64 if with_inputs else 16
+    worth = block // width if with_inputs else block
+    for tokens, pairs in ((worth * ratio // slots, True), (8 * worth * ratio // slots, False)):
+        queries, keys, _, values, inputs = drawn(tokens, slots, width, 1, torch.float32)
+        cosines = queries @ keys.T
+        thresholds = cosines.quantile(1 - 0.75 / ratio, dim=0)
+        share = float((cosines > thresholds).float().mean())
+        assert 0.5 < share * ratio < 1
+        sizes, found = [], []
+        monkeypatch.setattr(
+            prototype_read_file, "compact_read", lambda *a, found=found: found.append(1) or compact_read(*a)
+        )
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        chosen = inputs.requires_grad_() if with_inputs else None
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            prototype_read(queries, keys, thresholds, values.requires_grad_(), chosen)
+        assert bool(found) == pairs
+        assert max(sizes) <= max(block, tokens * width)
 
 
 @pytest.mark.slow

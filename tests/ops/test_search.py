@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import nlft.ops.search as search
-from nlft.ops.search import fired, grouped, indexed, naive_fired
+from nlft.ops.search import clustered, fired, grouped, indexed, naive_fired
 
 ALL = 1 << 30
 
@@ -18,7 +18,7 @@ def unit(n: int, k: int, seed: int, dtype: torch.dtype = torch.float64) -> torch
     return F.normalize(torch.randn(n, k, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=1)
 
 
-def clustered(centres: int, each: int, k: int, spread: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+def in_clusters(centres: int, each: int, k: int, spread: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     middle = unit(centres, k, 1, dtype).repeat(each, 1)
     return F.normalize(middle + spread * unit(centres * each, k, 2, dtype), dim=1)
 
@@ -39,7 +39,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_every_way_equals_brute_force(monkeypatch, dtype, tokens, centres, each, width):
     force(monkeypatch)
-    keys = clustered(centres, each, width, 0.3, dtype)
+    keys = in_clusters(centres, each, width, 0.3, dtype)
     queries = unit(tokens, width, 3, dtype)
     thresholds = torch.linspace(-1.1, 1.2, len(keys), dtype=dtype)[torch.randperm(len(keys))]
     expected = naive_fired(queries, keys, thresholds)
@@ -62,7 +62,7 @@ def test_ties_with_a_threshold_are_silent_at_both_levels(monkeypatch):
     keys = torch.tensor(list(product((-0.5, 0.5), repeat=4)))
     thresholds = torch.tensor([0.5, 0.0, -0.5, 1.0]).repeat(4)
     index = indexed(keys, thresholds)
-    groups = grouped(index, keys, n_groups=5)
+    groups = grouped(index, keys, clustered(keys, n_groups=5))
     for queries in (keys, keys[:3], torch.eye(4), torch.zeros(2, 4)):
         expected = naive_fired(queries, keys, thresholds)
         assert pairs(fired(queries, keys, thresholds, index, ALL)) == expected
@@ -73,10 +73,10 @@ def test_a_key_just_inside_its_threshold_is_found_from_every_side(monkeypatch):
     force(monkeypatch)
     # Adversarial: queries turned away from each centre, through the key, up to the edge of what the key accepts.
     torch.manual_seed(0)
-    keys = clustered(6, 8, 4, 0.5)
+    keys = in_clusters(6, 8, 4, 0.5)
     thresholds = torch.rand(48, dtype=torch.float64) * 1.9 - 0.95
     index = indexed(keys, thresholds)
-    groups = grouped(index, keys, n_groups=6)
+    groups = grouped(index, keys, clustered(keys, n_groups=6))
     assert groups is not None
     queries = []
     for centre, members in zip(groups.centres.T, groups.members, strict=True):
@@ -100,14 +100,14 @@ def test_keys_of_other_lengths_and_zero_queries_are_found(monkeypatch):
     thresholds = torch.linspace(-0.4, 1.4, 30, dtype=torch.float64)
     queries = torch.cat([torch.zeros(1, 5, dtype=torch.float64), unit(9, 5, 2), 0.3 * unit(3, 5, 3)])
     index = indexed(keys, thresholds)
-    groups = grouped(index, keys, n_groups=7)
+    groups = grouped(index, keys, clustered(keys, n_groups=7))
     assert pairs(fired(queries, keys, thresholds, index._replace(groups=groups), ALL)) == naive_fired(
         queries, keys, thresholds
     )
 
 
 def test_groups_leave_out_most_keys_where_they_lie_in_clusters_and_are_refused_where_they_do_not():
-    keys = clustered(40, 12, 64, 0.4)
+    keys = in_clusters(40, 12, 64, 0.4)
     near, low = torch.full((480,), 0.9, dtype=torch.float64), torch.full((480,), 0.2, dtype=torch.float64)
     index = indexed(keys, near)
     groups = grouped(index, keys)
@@ -131,7 +131,7 @@ def test_keys_that_nothing_can_fire_are_left_out():
 
 def test_more_pairs_than_allowed_are_refused(monkeypatch):
     force(monkeypatch)
-    keys = clustered(3, 4, 5, 0.2)
+    keys = in_clusters(3, 4, 5, 0.2)
     thresholds = torch.full((12,), -0.5, dtype=torch.float64)
     index = indexed(keys, thresholds)
     with_groups = index._replace(groups=grouped(index, keys))
@@ -139,3 +139,18 @@ def test_more_pairs_than_allowed_are_refused(monkeypatch):
         number = len(naive_fired(queries, keys, thresholds))
         assert fired(queries, keys, thresholds, chosen, number - 1) is None
         assert fired(queries, keys, thresholds, chosen, number) is not None
+
+
+def test_clusters_stand_whatever_the_thresholds(monkeypatch):
+    force(monkeypatch)
+    keys = in_clusters(9, 11, 6, 0.3)
+    clusters = clustered(keys)
+    queries = unit(23, 6, 3)
+    thresholds = torch.linspace(0.2, 0.9, len(keys), dtype=torch.float64)
+    for shift in (0.0, 0.4, -0.9, 0.8):
+        index = indexed(keys, thresholds + shift)
+        groups = grouped(index, keys, clusters)
+        assert groups is not None and sum(map(len, groups.members)) == len(index.places)
+        found = fired(queries, keys, thresholds + shift, index._replace(groups=groups), ALL)
+        assert pairs(found) == naive_fired(queries, keys, thresholds + shift)
+    assert grouped(indexed(keys, thresholds + torch.inf), keys, clusters) is None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +69,14 @@ SEEING = ("qwen3_vl",)
 """Families with a vision tower."""
 USUAL = [name for name in FAMILIES if name not in ("falcon", "gpt_oss", "opt", "bloom", *SEEING)]
 """Families whose blocks are modules named `mlp`, with one tensor in and one out, and 64 positions."""
+
+COMMON = ("llama", "gpt2", "mixtral", "gemma2")
+"""One of each kind: rotated positions, learned positions and a transposed weight, experts, windows and caps."""
+
+
+def common_first(names: Iterable[str]) -> list[Any]:
+    """Values for `parametrize`: the rest of the families run with the slow tests."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in COMMON)) for name in names]
 
 
 @lru_cache(maxsize=2)

@@ -10,8 +10,10 @@ from gated_models import FIRST, SECOND, gate_of, gated, mixed, open_of, silent_r
 from pathway_models import BACKGROUND, TASKS, batch, build, logits
 from test_prototype import encoded
 
+import nlft.calibrate
 from nlft.data.batch import Batch, collate
 from nlft.data.template import Encoded
+from nlft.distributed import in_turn
 from nlft.errors import NlftError
 from nlft.pathways.evidence import begin_gate
 from nlft.pathways.gate import gate_module
@@ -47,12 +49,15 @@ def test_a_budget_is_kept_on_what_vouches_for_it_and_nearly_used(unit, budget):
     assert float(opened(adapted, TASKS[FIRST][0]).double().mean()) > 0.25
 
 
-def test_heights_do_not_depend_on_batches():
-    heights = []
+def test_heights_do_not_depend_on_batches(monkeypatch):
+    heights, streams = [], []
+    monkeypatch.setattr(nlft.calibrate, "in_turn", lambda *of: streams.append(of) or in_turn(*of))
     for size in (1, 5, 100):
         adapted = gated(build("llama"), "gated_lora")
         begin(adapted, FIRST, held_out_batches(encoded(25, seed=3), 0.1, "rows", 0, size))
         heights.append(float(gate_of(adapted).task_keys[0].height))
+        # Processes share the batches of a stream, so all held-out batches are one, whatever their number.
+        assert len(streams) == 5 * len(heights)
     assert max(heights) - min(heights) <= 256 / 65536 * 1.01 + 1e-5
 
 

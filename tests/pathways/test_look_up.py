@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pathway_models import adapt, build
 
 import nlft.pathways.sparse_memory.layer as layer_file
+from nlft.ops.search import clustered, indexed
 from nlft.ops.slots import naive_prototype_read
 from nlft.pathways.shift import SILENT, set_shift
 from nlft.pathways.sparse_memory.model import begin_task, end_task, memories
@@ -56,7 +57,16 @@ def test_many_keys_are_looked_up_in_groups(model, monkeypatch):
     assert agrees(core, x) and bool(expected(core, x).any())
     index = core.newest.look_up.index
     assert index is not None and index.groups is not None and len(index.places) < 420
-    monkeypatch.setattr(layer_file, "grouped", lambda *_: pytest.fail("groups are made once"))
+    made = []
+    monkeypatch.setattr(layer_file, "clustered", lambda *args: made.append(1) or clustered(*args))
+    for shift in (0.02, -0.02):
+        set_shift(model, shift)
+        assert agrees(core, x)
+        assert (index := core.newest.look_up.index) is not None and index.groups is not None
+    assert not made  # no key has moved
+    core.newest.keys.copy_(core.newest.keys.flip(0))
+    assert agrees(core, x) and made == [1]
+    monkeypatch.setattr(layer_file, "indexed", lambda *_: pytest.fail("an index is made once"))
     assert agrees(core, x)
 
 
@@ -87,17 +97,23 @@ def test_it_is_neither_copied_nor_stored(model):
     assert not any("look_up" in name for name in core.state_dict())
 
 
-def test_half_precision_gives_the_same(model):
+def test_half_precision_gives_the_same_by_one_index(model, monkeypatch):
+    made = []
+    monkeypatch.setattr(layer_file, "indexed", lambda *args: made.append(1) or indexed(*args))
     layer = next(module for name, module in model.get_base_model().named_modules() if name == BLOCK)
     core = layer.cores["default"]
     with torch.no_grad():
         core.half()
         rounded = copy.deepcopy(core).float()
         x = inputs(rounded)
-        for token in x[:, None]:
-            torch.testing.assert_close(
-                layer.compute("default", core, token), expected(rounded, token), rtol=1e-4, atol=1e-4
-            )
+        for times in (1, 2):
+            for token in x[:, None]:
+                torch.testing.assert_close(
+                    layer.compute("default", core, token), expected(rounded, token), rtol=1e-4, atol=1e-4
+                )
+            assert len(made) == times
+            for one in (core, rounded):
+                one.newest.keys.copy_(one.newest.keys.flip(0))
 
 
 def test_tensors_of_inference_mode_work(model):
@@ -106,3 +122,37 @@ def test_tensors_of_inference_mode_work(model):
         core.newest.keys = core.newest.keys * 1
         x = inputs(core)
         assert agrees(core, x) and bool(expected(core, x).any())
+
+
+def test_what_was_looked_up_in_inference_mode_trains(model):
+    core = memories(model)[BLOCK]
+    x = inputs(core)
+    with torch.no_grad():
+        core.newest.thresholds.copy_(torch.linspace(-0.9, 1.1, 420))  # most fire, so that whole blocks are read
+    with torch.inference_mode():
+        core(x)
+    core.newest.thaw()
+    core(x).sum().backward()
+    gradient = core.newest.values.grad
+    assert gradient is not None and gradient.any()
+
+
+def test_an_index_that_fails_leaves_no_half_of_it(model, monkeypatch):
+    core = memories(model)[BLOCK]
+    x = inputs(core)
+    assert agrees(core, x)
+    core.newest.keys.copy_(core.newest.keys.flip(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(layer_file, "grouped", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            core(x)
+    assert agrees(core, x)
+
+
+def test_a_memory_that_moves_leaves_nothing_behind(model):
+    core = memories(model)[BLOCK]
+    x = inputs(core)
+    assert agrees(core, x)
+    core.to("meta")
+    assert core.total(x.to("meta")).shape == x.shape  # autocast, which `forward` asks about, knows no such device
+    assert core.newest.look_up.known is None

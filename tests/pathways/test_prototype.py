@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from pathway_models import BACKGROUND, TASKS, adapt, batch, begin, build, train
 
+import nlft.calibrate
 from nlft.calibrate import block_inputs
+from nlft.config import PrefixConfig
 from nlft.data.template import Encoded
+from nlft.distributed import in_turn
 from nlft.errors import NlftError
+from nlft.frozen_prefix import install_prefix
 from nlft.ops.slots import prototype_scores
 from nlft.pathways import prototype
 from nlft.pathways.prototype import (
@@ -24,9 +29,11 @@ from nlft.pathways.prototype import (
     needed_margin,
     prototype_addresses,
     read_addresses,
+    rounding_of,
     sample_queries,
 )
 from nlft.pathways.sparse_memory.model import begin_task, end_task, memories
+from nlft.prefix_store import PrefixStore
 
 FIRST = TASKS["first task"]
 PAD = 0
@@ -94,6 +101,17 @@ def test_thresholds_are_the_largest_cosine_and_a_margin():
     torch.testing.assert_close(thresholds, expected, rtol=0, atol=1e-5)
 
 
+def test_states_that_are_rounded_raise_thresholds_by_more():
+    model = build("llama")
+    for config, expected in ((PrefixConfig(), torch.float32), (PrefixConfig(dtype="bfloat16"), torch.bfloat16)):
+        install_prefix(model, "base", config, PrefixStore(None, config))
+        assert rounding_of(model) == ROUNDING[expected]
+    install_prefix(model.half(), "base", config, PrefixStore(None, config))
+    assert rounding_of(model) == ROUNDING[torch.bfloat16]
+    install_prefix(model, "base", PrefixConfig(enabled=False), PrefixStore(None, config))
+    assert rounding_of(model) == ROUNDING[torch.float16]
+
+
 def test_a_second_task_is_silent_on_the_first():
     adapted = adapt(build("llama"), "prototype")
     begin(adapted, "first task")
@@ -142,6 +160,10 @@ def test_samples_are_uniform_and_the_same_tokens_everywhere():
     second = len(every[names[0]]) // 2  # the two batches are of equal size
     spread = math.sqrt(400 * 0.25)
     assert abs(float(drawn[:second].sum()) - 200) < 4 * spread
+    asked: list[int] = []
+    reader = SimpleNamespace(queries=lambda states: asked.append(len(states)) or cores[names[0]].queries(states))
+    sample_queries(adapted, {names[0]: reader}, BACKGROUND, 10, 0)
+    assert sum(asked) == 10, "only what is kept is whitened"
 
 
 def test_rows_without_tokens_are_refused():
@@ -183,17 +205,20 @@ def test_a_margin_below_zero_keeps_earlier_tasks_silent():
     assert max(float(one.max()) for one in scores(adapted, loose, FIRST).values()) > 0.0
 
 
-def test_the_needed_margin_does_not_depend_on_batches():
+def test_the_needed_margin_does_not_depend_on_batches(monkeypatch):
     adapted = adapt(build("llama"), "prototype")
     rows, cores = encoded(25, seed=3), memories(adapted)
     addresses = prototype_addresses(adapted, cores, FIRST, BACKGROUND, [], slots=6)
     keys, thresholds = ({name: pair[i] for name, pair in addresses.items()} for i in (0, 1))
+    streams = []
+    monkeypatch.setattr(nlft.calibrate, "in_turn", lambda *of: streams.append(of) or in_turn(*of))
     for unit in ("rows", "tokens"):
         margins = [
             needed_margin(adapted, cores, keys, thresholds, held_out_batches(rows, 0.1, unit, PAD, size))
             for size in (1, 5, 100)
         ]
         assert max(margins) - min(margins) <= 4 / 65536 + 1e-5  # a bin
+    assert len(streams) == 6, "one for all batches, whose passes processes share"
 
 
 def test_too_few_groups_for_a_budget_and_keys_that_cannot_fire():

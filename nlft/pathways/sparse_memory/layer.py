@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from nlft.ops.keys import BLOCK, whitened
 from nlft.ops.prototype_read import prototype_read
-from nlft.ops.search import MANY_KEYS, Index, grouped, indexed
+from nlft.ops.search import MANY_KEYS, Clusters, Index, clustered, grouped, indexed
 from nlft.ops.slots import half_scores, product_read, product_topk
 from nlft.pathways.block import PathwayLayer
 from nlft.pathways.gate import LARGEST_KEY_WIDTH, PrototypeGate
 from nlft.pathways.part import TaskPart
+from nlft.pathways.precision import stored
 from nlft.pathways.sparse_memory.config import SparseMemoryPeftConfig
 from nlft.pathways.sparse_memory.tally import Tally
 
@@ -56,35 +57,61 @@ class TaskSlots(TaskPart):
         return {**self.__dict__, "look_up": LookUp()}
 
 
+class Known(NamedTuple):
+    """What follows from keys, thresholds and shift."""
+
+    stamps: tuple[tuple[torch.Tensor, int], ...]
+    """These three as they are stored, and how often each had been written to."""
+    thresholds: torch.Tensor
+    """[M], with the shift."""
+    index: Index
+    clusters: Clusters | None
+    """Of the keys, where they are many."""
+
+
 class LookUp:
     """What a look-up among one task's prototypes knows beforehand, until a key, a threshold or the shift changes."""
 
     def __init__(self) -> None:
-        self.stamps: list[tuple[torch.Tensor, int]] = []
-        self.thresholds: torch.Tensor | None = None
-        """[M], with the shift."""
-        self.index: Index | None = None
+        self.known: Known | None = None
+        """Put in place as one, so that a second thread never meets half of it."""
+
+    @property
+    def index(self) -> Index | None:
+        """None until something was looked up."""
+        return None if self.known is None else self.known.index
 
     def of(self, task: TaskSlots) -> tuple[torch.Tensor, Index | None]:
         """Thresholds [M] with the shift, and an index; None off the CPU and where tensors tell no change."""
-        tensors = task.keys, task.thresholds, task.shift
-        if (
-            torch.compiler.is_compiling()
-            or task.keys.device.type != "cpu"
-            or any(tensor.is_inference() for tensor in tensors)
-        ):
+        if torch.compiler.is_compiling():
             return task.thresholds + task.shift, None
-        known = len(self.stamps) == 3 and all(
-            tensor is old and tensor._version == version
-            for tensor, (old, version) in zip(tensors, self.stamps, strict=True)
-        )
-        if not known:
-            self.stamps = [(tensor, tensor._version) for tensor in tensors]
-            self.thresholds = task.thresholds + task.shift
-            index = indexed(task.keys, self.thresholds)
-            self.index = index if len(index.places) < MANY_KEYS else index._replace(groups=grouped(index, task.keys))
-        assert self.thresholds is not None
-        return self.thresholds, self.index
+        tensors = [stored(tensor) for tensor in (task.keys, task.thresholds, task.shift)]
+        if task.keys.device.type != "cpu" or any(tensor.is_inference() for tensor in tensors):
+            self.known = None  # of other tensors, which have been moved away
+            return task.thresholds + task.shift, None
+        known = self.known
+        if known is None or not all(map(unchanged, tensors, known.stamps)):
+            # As normal tensors, since the next pass may be one that trains.
+            with torch.inference_mode(False), torch.no_grad():
+                self.known = known = worked_out(task, tensors, known)
+        return known.thresholds, known.index
+
+
+def unchanged(tensor: torch.Tensor, stamp: tuple[torch.Tensor, int]) -> bool:
+    """Whether a tensor is the one that was stamped and nobody has written to it since."""
+    return tensor is stamp[0] and tensor._version == stamp[1]
+
+
+def worked_out(task: TaskSlots, tensors: list[torch.Tensor], before: Known | None) -> Known:
+    """What is known of stored keys, thresholds and shift; clusters stay as they were while no key has moved."""
+    stamps = tuple((tensor, tensor._version) for tensor in tensors)
+    thresholds = task.thresholds + task.shift
+    index = indexed(task.keys, thresholds)
+    clusters = before.clusters if before is not None and unchanged(tensors[0], before.stamps[0]) else None
+    if len(index.places) >= MANY_KEYS:
+        clusters = clusters or clustered(task.keys)
+        index = index._replace(groups=grouped(index, task.keys, clusters))
+    return Known(stamps, thresholds, index, clusters)
 
 
 class SparseMemory(nn.Module):
@@ -171,7 +198,8 @@ class SparseMemory(nn.Module):
     def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Product keys: the slots [N, H * topk] int64 that block inputs [N, D] read, and their weights."""
         heads, _, n_keys, _ = self.half_keys.shape
-        parts = self.queries(x).split(max(1, BLOCK // (2 * heads * n_keys)))
+        widest = max(2 * n_keys, min(self.topk, n_keys) ** 2)  # half scores, or sums of the best halves
+        parts = self.queries(x).split(max(1, BLOCK // (heads * widest)))
         found = [product_topk(half_scores(part, self.rotations, self.half_keys), self.topk) for part in parts]
         scores, slots = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
         # The mean of both halves is the cosine of the whole key.
