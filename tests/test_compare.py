@@ -62,6 +62,7 @@ def test_a_comparison_reports_all_cells_and_repeats_none(recipe: Callable[..., A
     assert stamps(out) == before
 
 
+@pytest.mark.slow
 def test_an_edited_recipe_uses_again_what_is_finished(recipe: Callable[..., Any], tmp_path: Path) -> None:
     lora = {"kind": "lora", "lr": [1e-3, 1e-2]}
     out = compare(recipe(methods={"lora": lora}), tmp_path / "c")

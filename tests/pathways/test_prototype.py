@@ -162,7 +162,7 @@ def test_samples_are_uniform_and_the_same_tokens_everywhere():
     assert abs(float(drawn[:second].sum()) - 200) < 4 * spread
     asked: list[int] = []
     reader = SimpleNamespace(queries=lambda states: asked.append(len(states)) or cores[names[0]].queries(states))
-    sample_queries(adapted, {names[0]: reader}, BACKGROUND, 10, 0)
+    sample_queries(adapted, {names[0]: reader}, BACKGROUND, 10, 0)  # pyright: ignore[reportArgumentType]
     assert sum(asked) == 10, "only what is kept is whitened"
 
 
