@@ -21,7 +21,7 @@ from nlft.config.prefix import FOLDER
 from nlft.data.domain import load_domains, remarks
 from nlft.errors import CheckpointError, NlftError
 from nlft.events import Events
-from nlft.executor import Ended, Work, begin_imports, run_cells
+from nlft.executor import Ended, Work, run_cells
 from nlft.methods import build_method
 from nlft.pace import expected, kind_of, measure_pace, train_tokens
 from nlft.plan import Cell, addressed, plan_cells
@@ -100,8 +100,6 @@ def compare(
     seconds = announce(cells, out, recipe, base, prepared, jobs or int(executor == "local"), console)
     if dry_run:
         return out
-    if seconds and executor == "local" and (jobs or 1) > 1:
-        begin_imports()  # while the base is scored here
     make_folder(out / "cells")
     write_text(out / "config.yaml", dump_recipe(recipe))
     Events(out / "events.jsonl").write("start", cwd=os.getcwd())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import threading
 import traceback
 import warnings
@@ -25,6 +24,7 @@ from nlft.errors import CheckpointError, NlftError, reason
 from nlft.plan import Cell
 from nlft.prefix_store import PrefixStore
 from nlft.types import Item
+from nlft.workers import worker_context
 
 ATTEMPTS = 2
 """Times that a cell is begun when its process dies."""
@@ -103,23 +103,6 @@ def run_cells(cells: list[Cell], work: Work, jobs: int, console: Console) -> Ite
         for name in [name for name in left if begun[name] >= ATTEMPTS]:
             yield Ended(left.pop(name), "Its process was killed, perhaps for want of memory. Use fewer --jobs.")
         cells = list(left.values())
-
-
-def worker_context() -> Any:
-    """How worker processes begin: on Linux out of a server that imports everything once, and computes nothing."""
-    if sys.platform != "linux":  # elsewhere it is not safe to fork what has been imported
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def begin_imports() -> None:
-    """Starts that server, so that it imports while this process does other things."""
-    if worker_context().get_start_method() == "forkserver":
-        from multiprocessing.forkserver import ensure_running
-
-        ensure_running()
 
 
 def run_one(cell: Cell, work: Work, console: Console) -> Ended:

@@ -56,6 +56,7 @@ LAYERS = (
     ("run",),
     ("sessions",),
     ("cells",),
+    ("workers",),
     ("executor", "bracket", "pace"),
     ("ray_executor", "progress"),
     ("loading",),
@@ -106,6 +107,7 @@ CHEAP = (
     "snippet.py",
     "suites.py",
     "upload.py",
+    "workers.py",
 )
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
