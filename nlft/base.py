@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import nn
 
 from nlft.anatomy import root_of
 from nlft.config import BaseConfig
+from nlft.digest import digest_tensors
 from nlft.distributed import shards_base
 from nlft.errors import BaseModelError, reason
 from nlft.hub import model_location, offline_unless_reachable
@@ -188,17 +187,6 @@ def fingerprint(model: nn.Module, names: frozenset[str] | None = None) -> str:
         names: restricts the hash to these tensors, so that an adapted model can be compared with its base.
     """
     return digest_tensors(pair for pair in named_tensors(model) if names is None or pair[0] in names)
-
-
-def digest_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """sha256 over name, dtype, shape and bytes of tensors, in order of names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        if hasattr(tensor, "full_tensor"):  # a DTensor: a part of it lies in every process
-            tensor = tensor.full_tensor()  # pyright: ignore
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def name_of(dtype: torch.dtype) -> str:

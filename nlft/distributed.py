@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from nlft.digest import digest_tensors
 from nlft.errors import NlftError
 from nlft.launch import processes
 
@@ -238,10 +239,8 @@ def check_alike(tensors: Iterable[torch.Tensor], label: str) -> None:
     """
     if world() == 1:
         return
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    if len(set(gather(digest.hexdigest()))) > 1:
+    digest = digest_tensors((str(number), tensor) for number, tensor in enumerate(tensors))
+    if len(set(gather(digest))) > 1:
         raise NlftError(
             f"{label}: the processes have trained different weights.",
             "This is a bug in nlft, or their versions of torch or their devices differ; one process alone is right.",

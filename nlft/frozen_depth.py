@@ -26,7 +26,7 @@ HEADS = ("classifier", "summary")
 def frozen_depth(root: Any, layers: nn.ModuleList) -> int:
     """Layers, from the first, in which nothing is adapted, trained or listened to; all but the last where nothing is.
 
-    None where something is adapted or trained that may stand in front of them: anything but layers and head.
+    0 where something is adapted or trained that may stand in front of them: anything but layers and head.
     """
     depth = next((index for index, layer in enumerate(layers) if is_touched(layer)), len(layers) - 1)
     above = (layers, root.get_output_embeddings())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from nlft.anatomy import root_of
+from nlft.stand_in import Substitute
 
 BLOCK = {"cpu": 1 << 22}
 """Logits that are made at once by kind of device, 4 bytes each: `eval/bench/loss.py` measures what that costs."""
@@ -38,19 +39,12 @@ class Answer(BaseModelOutputWithPast):
             raise AttributeError(name)
 
 
-class DecoderStandIn(nn.Module):
+class DecoderStandIn(Substitute):
     """In the decoder's place: gives back `states` [1, N, D]."""
 
     def __init__(self, decoder: nn.Module, states: Tensor) -> None:
-        super().__init__()
-        self.__dict__["decoder"] = decoder  # unregistered: its weights are no part of a stand-in
+        super().__init__(decoder)
         self.states = states
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["decoder"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Answer:
         """The states."""

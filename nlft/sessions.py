@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import nlft
-from nlft.base import UNREADABLE, digest_tensors, fingerprint, named_tensors
+from nlft.base import UNREADABLE, fingerprint, named_tensors
 from nlft.checkpoint import PARTIAL, disk_error
+from nlft.digest import digest_tensors
 from nlft.errors import CheckpointError, NlftError, reason
 from nlft.pathways.hope.layer import HopeCore
 from nlft.pathways.hope.model import hope_cores

@@ -1,4 +1,4 @@
-"""What takes the place of a layer whose output is known."""
+"""What takes the place of a module whose output is known."""
 
 from __future__ import annotations
 
@@ -8,22 +8,29 @@ import torch
 from torch import nn
 
 
-class StandIn(nn.Module):
-    """In a decoder's list for a layer below the prefix: gives back `states`, or what it is given when None."""
+class Substitute(nn.Module):
+    """In the place of another module, whose attributes it has and whose weights it has not."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, original: nn.Module) -> None:
         super().__init__()
-        self.__dict__["layer"] = layer  # unregistered: its weights are no part of a stand-in
-        self.width: int | None = None
-        """Entries of the tuple that the layer gives; None where it gives a tensor."""
-        self.states: torch.Tensor | None = None
+        self.__dict__["original"] = original  # unregistered: its weights are no part of a substitute
 
     def __getattr__(self, name: str) -> Any:
         # Decoders ask their layers for the kind of attention.
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self.__dict__["layer"], name)
+            return getattr(self.__dict__["original"], name)
+
+
+class StandIn(Substitute):
+    """In a decoder's list for a layer below the prefix: gives back `states`, or what it is given when None."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.width: int | None = None
+        """Entries of the tuple that the layer gives; None where it gives a tensor."""
+        self.states: torch.Tensor | None = None
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the layer gives, in its form: a tensor, or a tuple whose first entry is one."""

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from nlft import __version__
+from nlft.digest import bytes_of
 
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Dtypes as safetensors names them."""
@@ -80,11 +81,6 @@ def read_states(path: Path, shape: Shape) -> Tensor:
     if hashlib.sha256(bytes_of(states)).digest() != bytes(digest.tolist()):
         raise ValueError("other states")
     return states
-
-
-def bytes_of(states: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, in place."""
-    return states.contiguous().view(torch.uint8).numpy().data
 
 
 @cache

@@ -18,8 +18,9 @@ from rich.console import Console
 from torch import Tensor
 
 from nlft.adapter import read_config
-from nlft.base import FrozenBase, digest_tensors, load_base, name_of
+from nlft.base import FrozenBase, load_base, name_of
 from nlft.data.domain import load_domains
+from nlft.digest import digest_tensors
 from nlft.errors import NlftError, reason
 from nlft.found_recipe import own_recipe
 from nlft.loading import base_note, put_on, vouched

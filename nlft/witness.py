@@ -23,6 +23,7 @@ from nlft.config import Recipe
 from nlft.data.batch import collate
 from nlft.data.domain import Domains
 from nlft.data.template import encode
+from nlft.digest import bytes_of
 from nlft.manifest import sha256_of
 from nlft.methods.penalty import FILE
 from nlft.methods.protocol import Method
@@ -50,7 +51,7 @@ def logits_digest(model: Any, base: FrozenBase, prepared: Prepared) -> str:
         batch = collate(rows, prepared.pad_id).to(base.device)
         with torch.inference_mode():
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        digest.update(logits.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+        digest.update(bytes_of(logits))
     return digest.hexdigest()
 
 

@@ -23,6 +23,7 @@ LAYERS = (
     ("recipes",),
     ("plan",),
     ("events",),
+    ("digest",),
     ("anatomy", "distributed"),
     ("base",),
     ("data",),

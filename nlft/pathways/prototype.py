@@ -14,11 +14,12 @@ import torch
 
 from nlft.calibrate import block_inputs, counted
 from nlft.data.batch import collate
+from nlft.digest import bytes_of
 from nlft.errors import NlftError
 from nlft.frozen_prefix import prefix_of
 from nlft.ops.keys import largest_cosine, largest_excess, spherical_kmeans, upper_cosine
 from nlft.ops.risk import Exceedances, allowance
-from nlft.state_file import address_of, bytes_of
+from nlft.state_file import address_of
 
 if TYPE_CHECKING:
     from nlft.data.batch import Batch
