@@ -34,6 +34,7 @@ from nlft.report import write_report
 from nlft.run import naming
 from nlft.scoring import measure
 from nlft.start import announcement, check_methods, find_start
+from nlft.workers import begin_imports
 
 Executor = Literal["local", "ray"]
 
@@ -100,6 +101,8 @@ def compare(
     seconds = announce(cells, out, recipe, base, prepared, jobs or int(executor == "local"), console)
     if dry_run:
         return out
+    if seconds and executor == "local" and (jobs or 1) > 1:
+        begin_imports()  # not sooner: the warm-up that judges the time would share its cores
     make_folder(out / "cells")
     write_text(out / "config.yaml", dump_recipe(recipe))
     Events(out / "events.jsonl").write("start", cwd=os.getcwd())

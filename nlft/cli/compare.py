@@ -100,14 +100,11 @@ def run(recipe: str, overrides: list[str] | None, folder: Callable[[Recipe], Pat
     from nlft.measure.items import read_runs
     from nlft.progress import counted
     from nlft.recipes import load_recipe
-    from nlft.workers import begin_imports
 
     loaded = load_recipe(recipe, overrides)
     console = open_console()
 
     out = folder(loaded)
-    if (choices.get("jobs") or 1) > 1 and choices.get("executor") != "ray" and not choices.get("dry_run"):
-        begin_imports()
     with going_on("compare", recipe, *(overrides or []), "--out", str(out)):
         from nlft.compare import compare as run_comparison
 
